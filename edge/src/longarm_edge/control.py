@@ -1,0 +1,113 @@
+"""The control loop: at each tick it takes the action, guards it, sends it and counts. Nothing here can block."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from longarm_edge.action_queue import ActionQueue
+from longarm_edge.guard import Guard
+from longarm_edge.metrics import Tick
+from longarm_edge.robot import Robot
+from longarm_edge.schedule import Clock, Schedule
+from longarm_edge.settings import IdleRule
+from longarm_edge.trace import TickRecord, Trace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ControlLoop:
+    """Executes the action queue on the robot, on the thread that calls run.
+
+    Attributes:
+      robot: Takes the commands.
+      queue: Has the actions.
+      guard: Bounds the commands.
+      trace: Records every tick.
+      clock: Tells the time.
+      fps: Ticks per second.
+      when_idle: What a tick without an action does.
+      last_command: The command before the next one, shape (action_dim): the measured pose before the first.
+      after_tick: Called when a tick's command is out and the rest of the period is free.
+      stop_reason: Returns why to stop, or None to go on. Called once a tick.
+      moved: Whether any command went out.
+    """
+
+    robot: Robot
+    queue: ActionQueue
+    guard: Guard
+    trace: Trace
+    clock: Clock
+    fps: float
+    when_idle: IdleRule
+    last_command: np.ndarray
+    after_tick: Callable[[], None]
+    stop_reason: Callable[[float], str | None]
+    moved: bool = False
+
+    def run(self, max_ticks: int | None = None) -> str:
+        """Runs ticks from 0 until there is a reason to stop, which it returns.
+
+        Tick 0 is due at once. Call it when the first chunk is in the queue: the arm has not moved since that chunk's
+        observation, so that the chunk begins where the arm stands.
+        """
+        schedule = Schedule(self.clock.now(), self.fps)
+        tick = 0
+        while max_ticks is None or tick < max_ticks:
+            self.clock.sleep_until(schedule.due(tick))
+            if reason := self.stop_reason(self.clock.now()):
+                return reason
+            outcome, age = self._execute(tick)
+            sent_at = self.clock.now()
+            following = schedule.after(tick, sent_at)
+            lateness = max(0.0, sent_at - schedule.due(tick))
+            record = TickRecord(tick, sent_at, lateness, outcome, self.queue.depth(), age)
+            self.trace.tick(record, skipped=following - tick - 1)
+            self.after_tick()
+            tick = following
+        return "the duration is over"
+
+    def _execute(self, tick: int) -> tuple[Tick, float | None]:
+        now = self.clock.now()
+        action, expired = self.queue.take(tick, now)
+        if action is None:
+            self._idle()
+            return (Tick.STALE if expired else Tick.IDLE), None
+        command, clamped = self.guard.clamp(action.values, self.last_command)
+        self._send(command)
+        return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at
+
+    def _idle(self) -> None:
+        if self.when_idle is IdleRule.ZERO:
+            self._send(np.zeros_like(self.last_command))
+        elif self.when_idle is IdleRule.REPEAT_LAST:
+            self._send(self.last_command)
+
+    def _send(self, command: np.ndarray) -> None:
+        self.moved = True
+        self.robot.send(command)
+        self.last_command = command
+
+
+class TickSignal:
+    """Lets the planner wait for the free part of a period."""
+
+    def __init__(self) -> None:
+        """Makes a signal that was never given."""
+        self._condition = threading.Condition()
+        self._ticks = 0
+
+    def give(self) -> None:
+        """A tick's command is out."""
+        with self._condition:
+            self._ticks += 1
+            self._condition.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Returns True after the next tick, False if none came within timeout seconds."""
+        with self._condition:
+            before = self._ticks
+            return self._condition.wait_for(lambda: self._ticks != before, timeout)

@@ -1,0 +1,192 @@
+"""The examination: every check in the order in which a run would stumble over it, then measurements and advice."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from longarm_edge import __version__
+from longarm_edge.doctor.findings import Finding, Steps, Verdict
+from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
+from longarm_edge.doctor.measure import Measured, measure
+from longarm_edge.doctor.predict import NO_IDLE, Plan, predict, recommend
+from longarm_edge.doctor.tunnel_checks import check_tunnel
+from longarm_edge.guard import Guard
+from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
+from longarm_edge.policy_client import PolicyChoice, PolicyClient, Session, UnreachableError
+from longarm_edge.settings import EdgeSettings
+from longarm_wire.errors import Reason, WireError
+from longarm_wire.settings import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+SERVICE_TIMEOUT = 5.0
+# A chunk takes long on a first call: weights move, kernels are chosen
+PREDICT_TIMEOUT = 30.0
+
+
+@dataclass
+class Examination:
+    """Runs the checks. What a failed check makes pointless is reported as skipped, never left out.
+
+    Attributes:
+      settings: As for a run.
+      robot_flags: LeRobot's own flags.
+      measured: What was measured, for scripts; filled as it goes.
+    """
+
+    settings: EdgeSettings
+    robot_flags: Sequence[str]
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def findings(self) -> Iterator[Finding]:
+        """Yields each finding as soon as it is known. The robot is connected, read and let go of, and never moved."""
+        with ExitStack() as stack:
+            robot = yield from self._look_at_configuration()
+            robot_answers = robot is not None and (yield from self._look_at_robot(robot, stack))
+            client = yield from self._look_at_the_way(stack)
+            service_answers = client is not None and (yield from self._look_at_service(client))
+            session: Session | None = None
+            if client is None or robot is None or not service_answers:
+                yield Finding("policy", Verdict.SKIPPED, "needs a robot configuration and a service that answers")
+            else:
+                session = yield from self._look_at_policy(client, robot, stack)
+            if client is None or robot is None or session is None or not robot_answers:
+                yield Finding("measurements", Verdict.SKIPPED, "need a robot that answers and an open session")
+            else:
+                yield from self._measure(client, session, robot)
+
+    def _look_at_configuration(self) -> Steps[LeRobotRobot | None]:
+        settings = self.settings
+        try:
+            robot = make_robot(settings.robot, self.robot_flags, settings.fps)
+            Guard.from_names(robot.spec.action_names, settings.safety.joint_limits, settings.safety.max_step)
+            if not settings.pretrained_name_or_path:
+                raise ConfigurationError(["No policy is named. Pass --pretrained_name_or_path=…"])
+        except (ConfigurationError, ValueError) as error:
+            yield Finding("configuration", Verdict.FAILED, str(error), "See docs/settings.md")
+            return None
+        found = f"{robot.spec.robot_type} at {settings.fps:g} fps, {settings.pretrained_name_or_path}"
+        yield Finding("configuration", Verdict.OK, found)
+        return robot
+
+    def _look_at_robot(self, robot: LeRobotRobot, stack: ExitStack) -> Steps[bool]:
+        port = check_port(robot.lerobot.config)
+        yield port
+        calibration = check_calibration(robot)
+        yield calibration
+        if Verdict.FAILED in (port.verdict, calibration.verdict):
+            yield Finding("robot", Verdict.SKIPPED, "not connected: mend what is above first")
+            return False
+        try:
+            robot.connect()
+        except ConnectionError as error:
+            yield Finding("robot", Verdict.FAILED, str(error), "Is it switched on, and does nothing else use it?")
+            return False
+        stack.callback(robot.disconnect, torque=None)
+        spec = robot.spec
+        yield Finding("robot", Verdict.OK, f"{len(spec.action_names)} actions, {len(spec.state_names)} states")
+        yield from check_cameras(robot)
+        return True
+
+    def _look_at_the_way(self, stack: ExitStack) -> Steps[PolicyClient | None]:
+        settings = self.settings
+        address: str | None = settings.server_address
+        if settings.ssh.host:
+            address = yield from check_tunnel(settings.ssh, settings.connect_timeout, stack)
+        if address is None:
+            yield Finding("service", Verdict.SKIPPED, "there is no way to it")
+            return None
+        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
+        stack.callback(client.close)
+        return client
+
+    def _look_at_service(self, client: PolicyClient) -> Steps[bool]:
+        try:
+            info = client.service_info(timeout=SERVICE_TIMEOUT)
+        except UnreachableError as error:
+            fix = f"Start longarm-service there, and see that {client.address} leads to it"
+            yield Finding("service", Verdict.FAILED, str(error), fix)
+            return False
+        except WireError as error:
+            yield Finding("service", Verdict.FAILED, str(error), f"Lead {client.address} to a longarm-service")
+            return False
+        what = f"longarm-service {info.service_version}, LeRobot {info.lerobot_version}, torch {info.torch_version}"
+        if info.service_version == __version__:
+            yield Finding("service", Verdict.OK, what)
+        else:
+            fix = "Install the same version on both sides"
+            yield Finding("service", Verdict.WARNING, f"{what}; this edge is {__version__}", fix)
+        if info.device.startswith("cpu"):
+            fix = "A GPU is many times faster. nvidia-smi on the service's machine tells whether it has one"
+            yield Finding("device", Verdict.WARNING, "the policy runs on the CPU", fix)
+        else:
+            yield Finding("device", Verdict.OK, f"{info.device} {info.device_name}".strip())
+        return True
+
+    def _look_at_policy(self, client: PolicyClient, robot: LeRobotRobot, stack: ExitStack) -> Steps[Session | None]:
+        choice = PolicyChoice.from_settings(self.settings)
+        try:
+            session = client.open_session(choice, robot.spec, timeout=self.settings.load_timeout)
+        except (UnreachableError, WireError) as error:
+            mismatch = isinstance(error, WireError) and error.reason is Reason.SPEC_MISMATCH
+            yield Finding("names and cameras" if mismatch else "policy", Verdict.FAILED, str(error))
+            return None
+        stack.callback(client.close_session, session)
+        cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in session.cameras) or "no camera"
+        found = f"{session.fingerprint.policy_type}: loads, fits; chunks of {session.chunk_size}, sends {cameras}"
+        yield Finding("policy", Verdict.OK, found)
+        return session
+
+    def _measure(self, client: PolicyClient, session: Session, robot: LeRobotRobot) -> Iterator[Finding]:
+        try:
+            measured = measure(client, session, robot, self.settings.jpeg_quality, PREDICT_TIMEOUT)
+        except (UnreachableError, WireError) as error:
+            yield Finding("measurements", Verdict.FAILED, str(error), "See the service's log")
+            return
+        yield from self._tell(measured, session)
+
+    def _tell(self, measured: Measured, session: Session) -> Iterator[Finding]:
+        settings = self.settings
+        costs = measured.costs[settings.jpeg_quality]
+        plan = Plan(
+            fps=settings.fps,
+            actions_per_chunk=session.chunk_size,
+            replan=settings.replan,
+            chunk_size_threshold=settings.chunk_size_threshold,
+            max_action_age=settings.safety.max_action_age,
+        )
+        uplink = "too fast to tell" if costs.uplink == float("inf") else f"{costs.uplink * 8 / 1e6:.1f} Mbit/s up"
+        yield Finding("network", Verdict.OK, f"round trip {costs.round_trip * 1000:.1f} ms, {uplink}")
+        yield Finding(
+            "observation",
+            Verdict.OK,
+            f"{costs.observation_bytes / 1000:.0f} kB at quality {settings.jpeg_quality}; capture "
+            f"{costs.capture * 1000:.1f} ms, encode {costs.encode * 1000:.1f} ms",
+        )
+        yield Finding("chunk", Verdict.OK, f"{measured.chunk_seconds * 1000:.0f} ms on the service")
+        prediction = predict(costs, plan)
+        idle = prediction.idle_share > NO_IDLE
+        yield Finding(
+            "prediction",
+            Verdict.WARNING if idle else Verdict.OK,
+            f"observation to action {prediction.latency * 1000:.0f} ms, idle ticks {prediction.idle_share:.1%}, "
+            f"action age {prediction.age_mean * 1000:.0f} ms on average, {prediction.age_max * 1000:.0f} ms at most, "
+            f"{prediction.uplink_bytes_per_second * 8 / 1e6:.2f} Mbit/s up",
+        )
+        period = 1 / settings.fps
+        if costs.capture > 0.8 * period:
+            yield Finding(
+                "capture",
+                Verdict.WARNING,
+                f"reading the robot takes {costs.capture * 1000:.0f} ms of a period of {period * 1000:.0f} ms",
+                "Smaller camera frames or a lower fps: ticks will be late while the robot is read",
+            )
+        advice = recommend(plan, dict(measured.costs), settings.jpeg_quality, session.chunk_size)
+        yield Finding("advice", Verdict.OK, advice.why, " ".join(advice.flags))
+        self.measured = {
+            "costs": asdict(costs),
+            "prediction": asdict(prediction),
+            "recommendation": {"flags": advice.flags, "why": advice.why, "prediction": asdict(advice.prediction)},
+        }

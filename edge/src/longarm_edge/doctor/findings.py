@@ -1,0 +1,71 @@
+"""What a check found, and how a list of findings is shown."""
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from longarm_wire import exit_codes
+
+
+class Verdict(StrEnum):
+    """How bad it is; in rising order."""
+
+    SKIPPED = "skipped"
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+STYLES = {Verdict.SKIPPED: "dim", Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, how it is, what was found, and what to do where it is not well."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    fix: str = ""
+
+
+# A part of the examination: yields its findings and returns what the next part needs
+type Steps[T] = Generator[Finding, None, T]
+
+
+def worst(findings: Sequence[Finding]) -> Verdict:
+    """Returns the worst verdict, OK where there is none."""
+    return max((f.verdict for f in findings), key=list(Verdict).index, default=Verdict.OK)
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """Returns what the worst verdict means: 0 all is well, 4 there are warnings, 1 something failed."""
+    codes = {Verdict.FAILED: exit_codes.FAILED, Verdict.WARNING: exit_codes.WARNINGS}
+    return codes.get(worst(findings), exit_codes.DONE)
+
+
+def show(findings: Sequence[Finding], console: Console) -> None:
+    """Prints findings as a table."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for finding in findings:
+        words = finding.found + (f"\n[bold]→ {finding.fix}[/bold]" if finding.fix else "")
+        table.add_row(f"[{STYLES[finding.verdict]}]{finding.verdict.value}[/]", finding.check, words)
+    console.print(table)
+
+
+def as_json(findings: Sequence[Finding], measured: dict[str, Any]) -> str:
+    """Returns findings and what was measured as one JSON object for scripts."""
+    document = {
+        "verdict": worst(findings).value,
+        "findings": [asdict(f) for f in findings],
+        **measured,
+    }
+    return json.dumps(document, indent=2)

@@ -1,0 +1,179 @@
+"""The edge's only door to LeRobot: a robot of any type, as names, arrays and two calls."""
+
+import contextlib
+import difflib
+import importlib
+import logging
+import pkgutil
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import draccus
+import lerobot.cameras
+import lerobot.robots
+import numpy as np
+import yaml
+from lerobot.robots import Robot as LeRobot
+from lerobot.robots import RobotConfig, make_robot_from_config
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from longarm_edge.robot import RobotReading
+from longarm_wire.settings import ConfigurationError
+from longarm_wire.specs import CameraSpec, RobotSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Flags:
+    """What draccus parses LeRobot's --robot.* flags into."""
+
+    robot: RobotConfig = field(default=None)  # draccus fills it or fails
+
+
+def parse_robot(settings: Mapping[str, Any], flags: Sequence[str]) -> RobotConfig:
+    """Returns LeRobot's configuration of the robot.
+
+    Args:
+      settings: The robot setting; flags win over it.
+      flags: LeRobot's own, such as --robot.type=so101_follower.
+
+    Raises:
+      ConfigurationError: No robot is named, the type is unknown, or LeRobot refuses a value.
+    """
+    _register_all()
+    if not settings and not flags:
+        raise ConfigurationError(["No robot is configured. Pass --robot.type=… or set LONGARM_EDGE_ROBOT."])
+    named = _named(settings, flags)
+    known = sorted(RobotConfig.get_known_choices())
+    if named is not None and named not in known:
+        hint = difflib.get_close_matches(str(named), known, n=1)
+        meant = f" (did you mean {hint[0]}?)" if hint else ""
+        listed = f"Known are {', '.join(known)}. A third-party robot comes in a package named lerobot_robot_*."
+        raise ConfigurationError([f"--robot.type: there is no robot type {named!r}{meant}. {listed}"])
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({"robot": dict(settings)} if settings else {}, file)
+        file.flush()
+        try:
+            return draccus.parse(_Flags, config_path=file.name if settings else None, args=list(flags)).robot
+        except (draccus.utils.DraccusException, ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError([f"--robot: LeRobot refuses this configuration: {error}"]) from error
+        except SystemExit as error:  # draccus parses with argparse, which exits on an unknown flag
+            raise ConfigurationError(["--robot: LeRobot refuses one of the --robot.* flags (see above)"]) from error
+
+
+def make_robot(settings: Mapping[str, Any], flags: Sequence[str], fps: float) -> "LeRobotRobot":
+    """Returns the robot that parse_robot finds, not yet connected. Raises as parse_robot and LeRobotRobot do."""
+    return LeRobotRobot(parse_robot(settings, flags), fps, _named(settings, flags))
+
+
+class LeRobotRobot:
+    """A LeRobot robot of any type as a longarm_edge.robot.Robot."""
+
+    def __init__(self, config: RobotConfig, fps: float, robot_type: str | None = None) -> None:
+        """Makes the robot without touching the hardware.
+
+        Args:
+          config: LeRobot's configuration.
+          fps: Ticks per second.
+          robot_type: The user's word for the type, for messages; None for LeRobot's.
+
+        Raises:
+          ConfigurationError: LeRobot cannot make this robot (a missing extra, say), or it has no action values.
+        """
+        try:
+            self._robot: LeRobot = make_robot_from_config(config)
+        except Exception as error:
+            raise ConfigurationError([f"--robot: LeRobot cannot make a {config.type}: {error}"]) from error
+        # A robot that says so takes calls from several threads: a command then need not wait for a slow camera
+        thread_safe = getattr(self._robot, "is_thread_safe", False)
+        self._lock = contextlib.nullcontext() if thread_safe else threading.Lock()
+        self.spec = _spec(self._robot, robot_type or config.type, fps)
+
+    @property
+    def lerobot(self) -> LeRobot:
+        """LeRobot's own object, for looking at what only some robots have."""
+        return self._robot
+
+    def connect(self) -> None:
+        """Connects to the hardware. An uncalibrated robot is refused: calibration asks questions."""
+        try:
+            self._robot.connect(calibrate=False)
+        except Exception as error:
+            raise ConnectionError(f"Cannot connect to the robot {self.spec.robot_type}: {error}") from error
+        if not self._robot.is_calibrated:
+            self._robot.disconnect()
+            raise ConnectionError(
+                f"The robot {self.spec.robot_type} is not calibrated. Run lerobot-calibrate with the same flags."
+            )
+
+    def observe(self) -> RobotReading:
+        """Returns what the robot sees and feels now."""
+        with self._lock:
+            raw = self._robot.get_observation()
+        return RobotReading(
+            state=np.array([raw[name] for name in self.spec.state_names], np.float32),
+            images={camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras},
+        )
+
+    def send(self, command: np.ndarray) -> None:
+        """Sends one command, float32 of shape (action_names), robot units."""
+        action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
+        with self._lock:
+            self._robot.send_action(action)
+
+    def disconnect(self, *, torque: bool | None) -> None:
+        """Lets go of the hardware. Does nothing if it is not connected.
+
+        Args:
+          torque: Whether the motors keep their torque; None for what the robot's own configuration says.
+        """
+        with self._lock:
+            if not self._robot.is_connected:
+                return
+            config: Any = getattr(self._robot, "config", None)
+            if torque is not None and hasattr(config, "disable_torque_on_disconnect"):
+                config.disable_torque_on_disconnect = not torque
+            elif torque is not None:
+                logger.warning(
+                    "%s has no setting for torque at disconnect: it is left as the robot does by itself",
+                    self.spec.robot_type,
+                )
+            self._robot.disconnect()
+
+
+def _named(settings: Mapping[str, Any], flags: Sequence[str]) -> str | None:
+    """Returns the type in the user's words: LeRobot has several names for some robots, and tells the first."""
+    from_flags = [flag.removeprefix("--robot.type=") for flag in flags if flag.startswith("--robot.type=")]
+    return from_flags[-1] if from_flags else settings.get("type")
+
+
+def _register_all() -> None:
+    """Makes LeRobot's robots and cameras, and installed plugins, known by their type."""
+    for package in (lerobot.robots, lerobot.cameras):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if module.ispkg:
+                try:
+                    importlib.import_module(module.name)
+                except ImportError as error:  # an extra that is not installed: only its type is missing
+                    logger.debug("%s is not available: %s", module.name, error)
+    register_third_party_plugins()
+
+
+def _spec(robot: LeRobot, robot_type: str, fps: float) -> RobotSpec:
+    features = robot.observation_features
+    cameras = {name: shape for name, shape in features.items() if isinstance(shape, tuple) and len(shape) == 3}
+    action_names = tuple(robot.action_features)
+    if not action_names:
+        raise ConfigurationError([f"--robot: a {robot_type} has no action values"])
+    return RobotSpec(
+        robot_type=robot_type,
+        action_names=action_names,
+        state_names=tuple(name for name, kind in features.items() if not isinstance(kind, tuple)),
+        # A depth map has one channel and is no frame that a policy of this protocol looks at
+        cameras=tuple(CameraSpec(name, s[0], s[1]) for name, s in cameras.items() if s[2] == 3),
+        fps=fps,
+    )

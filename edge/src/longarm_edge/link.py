@@ -1,0 +1,100 @@
+"""How the link to the policy stands, from what was seen and when."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class LinkState(StrEnum):
+    """How the link to the policy stands."""
+
+    CONNECTING = "connecting"
+    """No chunk has arrived yet."""
+    STREAMING = "streaming"
+    """Chunks arrive in time."""
+    DEGRADED = "degraded"
+    """No fresh chunk when one was due, and the queue still has actions."""
+    STALLED = "stalled"
+    """Nothing to execute: the queue is empty or too old."""
+    RECONNECTING = "reconnecting"
+    """The service is out of reach and there is nothing left to execute."""
+    FAILED = "failed"
+    """Offline longer than max_offline, or the policy changed. The run ends."""
+
+
+# States in which the robot does what the policy says
+HEALTHY = frozenset({LinkState.STREAMING, LinkState.DEGRADED})
+
+
+@dataclass
+class Link:
+    """Keeps what was seen of the link; state is a function of it and of the time.
+
+    Attributes:
+      max_offline: Seconds that a fresh chunk may be wanted and not come, for whatever reason. After them the link has
+        failed.
+      degraded_after: Seconds of the same after which it is degraded.
+    """
+
+    max_offline: float
+    degraded_after: float = 1.0
+    _asking_since: float | None = None
+    _unreachable: bool = False
+    _streamed: bool = False
+    _trouble: str = "The service does not answer"
+    _failure: str | None = None
+
+    def asking(self, now: float) -> None:
+        """A fresh chunk is wanted."""
+        if self._asking_since is None:
+            self._asking_since = now
+
+    def idle(self) -> None:
+        """No fresh chunk is wanted after all."""
+        self._asking_since = None
+
+    def chunk_arrived(self) -> None:
+        """A chunk was merged."""
+        self._streamed = True
+        self._asking_since = None
+        self._unreachable = False
+
+    def reached(self) -> None:
+        """The service answered, if only with an error."""
+        self._unreachable = False
+
+    def unreachable(self, why: str) -> None:
+        """The service did not answer."""
+        self._unreachable = True
+        self._trouble = why
+
+    def trouble(self, why: str) -> None:
+        """A chunk did not come for another reason."""
+        self._trouble = why
+
+    def fail(self, why: str) -> None:
+        """The run cannot go on."""
+        self._failure = self._failure or why
+
+    def failure(self, now: float) -> str | None:
+        """Returns why the run must end, or None."""
+        asking_since = self._asking_since
+        if self._failure is None and asking_since is not None and now - asking_since > self.max_offline:
+            self._failure = f"No chunk for more than max_offline={self.max_offline:g} s. {self._trouble}"
+        return self._failure
+
+    def state(self, now: float, playback_left: float) -> LinkState:
+        """Returns how the link stands.
+
+        Args:
+          now: Seconds on the monotonic clock.
+          playback_left: Seconds the action queue lasts.
+        """
+        if self.failure(now) is not None:
+            return LinkState.FAILED
+        if not self._streamed:
+            return LinkState.CONNECTING
+        if playback_left <= 0:
+            return LinkState.RECONNECTING if self._unreachable else LinkState.STALLED
+        asking_since = self._asking_since
+        overdue = asking_since is not None and now - asking_since > self.degraded_after
+        return LinkState.DEGRADED if overdue or self._unreachable else LinkState.STREAMING

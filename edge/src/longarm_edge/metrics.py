@@ -1,0 +1,170 @@
+"""The edge's Prometheus metrics. Every label set is closed and exports 0 from the start."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from longarm_edge import __version__
+from longarm_edge.action_queue import Drop
+from longarm_edge.link import LinkState
+
+# From the parts of a fast loopback to a slow policy behind a slow link
+LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 1 / 30, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10)
+# A tick is good below 2 ms and lost at 1/30 s
+LATENESS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 1 / 30, 0.1, 1)
+AGE_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5)
+
+
+class Stage(StrEnum):
+    """Parts of the time from capture to merged chunk."""
+
+    CAPTURE = "capture"
+    FILTER = "filter"
+    ENCODE = "encode"
+    NETWORK = "network"
+    """Uplink and downlink: the call's time less the service's own."""
+    SERVER_QUEUE = "server_queue"
+    SERVER_DECODE = "server_decode"
+    SERVER_PREPROCESS = "server_preprocess"
+    SERVER_PREDICT = "server_predict"
+    SERVER_POSTPROCESS = "server_postprocess"
+    MERGE = "merge"
+
+
+class Observation(StrEnum):
+    """How an observation ended."""
+
+    ANSWERED = "answered"
+    FILTERED = "filtered"
+    REJECTED = "rejected"
+    """The service, or the edge's check of its chunk, refused."""
+    STALE = "stale"
+    """Its chunk came when no action of it could be executed any more."""
+    SUPERSEDED = "superseded"
+    """A newer one took its place on the service."""
+    FAILED = "failed"
+    """The policy failed."""
+    LOST = "lost"
+    """The service did not answer."""
+    UNREADABLE = "unreadable"
+    """The robot did not give it."""
+
+
+class Tick(StrEnum):
+    """How a tick of the control loop ended."""
+
+    ACTION = "action"
+    CLAMPED = "clamped"
+    """An action, changed by the guard."""
+    IDLE = "idle"
+    """No action was there."""
+    STALE = "stale"
+    """The action was too old to execute."""
+    SKIPPED = "skipped"
+    """The loop came more than a period late and gave the tick up."""
+
+
+class Reconnect(StrEnum):
+    """Why a session was opened anew."""
+
+    UNREACHABLE = "unreachable"
+    SESSION_UNKNOWN = "session_unknown"
+
+
+class EdgeMetrics:
+    """The metrics of one run, in a registry of their own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Registers every metric and every label set."""
+        self.registry = registry
+        prefix = "longarm_edge"
+
+        def counter(name: str, meaning: str, label: str | None = None, values: type[StrEnum] | None = None) -> Counter:
+            metric = Counter(f"{prefix}_{name}", meaning, [label] if label else [], registry=registry)
+            for value in values or ():
+                metric.labels(value)
+            return metric
+
+        self.inference_latency = Histogram(
+            f"{prefix}_inference_latency_seconds",
+            "Time from the capture of an observation until its chunk is merged.",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.stages = Histogram(
+            f"{prefix}_stage_duration_seconds",
+            "Parts of the inference latency.",
+            ["stage"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        for stage in Stage:
+            self.stages.labels(stage)
+        self.observations = counter("observations_total", "Observations by how they ended.", "outcome", Observation)
+        self.filtered = counter("observations_filtered_total", "Observations not sent, by reason.", "reason")
+        self.filtered.labels("similar")
+        self.sent = counter("observations_sent_total", "Observations sent to the service.")
+        self.ticks = counter("control_ticks_total", "Ticks of the control loop by how they ended.", "outcome", Tick)
+        self.lateness = Histogram(
+            f"{prefix}_tick_lateness_seconds",
+            "How long after it was due a tick's command went out.",
+            buckets=LATENESS_BUCKETS,
+            registry=registry,
+        )
+        self.action_age = Histogram(
+            f"{prefix}_action_age_seconds",
+            "Time from the capture of the observation behind an action to its execution.",
+            buckets=AGE_BUCKETS,
+            registry=registry,
+        )
+        self.queue_depth = Gauge(f"{prefix}_action_queue_depth", "Actions left in the action queue.", registry=registry)
+        self.observation_fps = Gauge(
+            f"{prefix}_observation_fps", "Observations sent per second, over the last seconds.", registry=registry
+        )
+        self.link_state = Gauge(
+            f"{prefix}_link_state", "1 for the state the link is in, 0 for the others.", ["state"], registry=registry
+        )
+        for state in LinkState:
+            self.link_state.labels(state)
+        self.reconnects = counter("reconnects_total", "Sessions opened anew, by reason.", "reason", Reconnect)
+        self.sent_bytes = counter("sent_bytes_total", "Bytes of requests to the service.")
+        self.received_bytes = counter("received_bytes_total", "Bytes of replies from the service.")
+        Info(f"{prefix}_build", "What runs.", registry=registry).info({"version": __version__})
+
+    def watch(
+        self,
+        queue_depth: Callable[[], float],
+        observation_fps: Callable[[], float],
+        link: Callable[[], LinkState],
+        drops: Callable[[], Mapping[Drop, int]],
+    ) -> None:
+        """Makes what the queue and the link know by themselves be read whenever it is scraped."""
+        self.registry.register(_Drops(drops))
+        self.queue_depth.set_function(queue_depth)
+        self.observation_fps.set_function(observation_fps)
+        for state in LinkState:
+            self.link_state.labels(state).set_function(functools.partial(_is_in, link, state))
+
+
+def _is_in(link: Callable[[], LinkState], state: LinkState) -> float:
+    return float(link() is state)
+
+
+class _Drops(Collector):
+    """The action queue's own counts, so that they exist once."""
+
+    def __init__(self, drops: Callable[[], Mapping[Drop, int]]) -> None:
+        self._drops = drops
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "longarm_edge_actions_dropped", "Actions never executed, by reason.", labels=["reason"]
+        )
+        counts = self._drops()
+        for drop in Drop:
+            family.add_metric([drop], counts.get(drop, 0))
+        yield family

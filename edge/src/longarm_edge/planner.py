@@ -1,0 +1,293 @@
+"""The planner: decides when a fresh chunk is wanted, and gets it, on a thread of its own."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from longarm_edge.action_queue import ActionChunk, ActionQueue
+from longarm_edge.backoff import Backoff
+from longarm_edge.guard import RejectedChunkError, check_chunk
+from longarm_edge.link import Link
+from longarm_edge.metrics import Observation, Reconnect, Stage
+from longarm_edge.observation_filter import ObservationFilter, look_at
+from longarm_edge.policy_client import (
+    SERVER_STAGES,
+    PolicyClient,
+    Reply,
+    Session,
+    UnreachableError,
+)
+from longarm_edge.repeats import Repeats
+from longarm_edge.replan import Replanner, RoundTrips
+from longarm_edge.robot import Robot, RobotReading
+from longarm_edge.schedule import Clock
+from longarm_edge.trace import RequestRecord, Trace
+from longarm_wire.errors import Reason, WireError
+
+logger = logging.getLogger(__name__)
+
+# What a refused request means for the observation that was sent
+OUTCOMES = {
+    Reason.SUPERSEDED: Observation.SUPERSEDED,
+    Reason.QUEUE_TIMEOUT: Observation.SUPERSEDED,
+    Reason.POLICY_FAILED: Observation.FAILED,
+    Reason.POLICY_RETURNED_INVALID: Observation.REJECTED,
+    Reason.INVALID_REQUEST: Observation.REJECTED,
+    Reason.INVALID_IMAGE: Observation.REJECTED,
+    Reason.SESSION_UNKNOWN: Observation.LOST,
+    Reason.SHUTTING_DOWN: Observation.LOST,
+}
+# Reasons that end a run when they meet a reopened session: no later try can end otherwise
+FATAL_AT_REOPEN = frozenset(
+    {
+        Reason.SPEC_MISMATCH,
+        Reason.POLICY_NOT_ALLOWED,
+        Reason.POLICY_NOT_FOUND,
+        Reason.POLICY_LOAD_FAILED,
+        Reason.POLICY_UNSUPPORTED,
+        Reason.RTC_UNSUPPORTED,
+    }
+)
+
+
+# Longest pause after a failure, in seconds: an arm that stands still wants the link back soon
+PAUSE_CAP = 0.8
+
+
+@dataclass
+class Planner:
+    """Keeps the action queue filled.
+
+    Attributes:
+      robot: Gives observations.
+      client: Reaches the service.
+      reopen: Opens the session anew; raises as PolicyClient.open_session does.
+      queue: Gets the actions.
+      replanner: Says when a chunk is wanted.
+      observation_filter: Says which observations are worth a request.
+      link: Learns what was seen of the link.
+      trace: Records every observation.
+      clock: Tells the time.
+      fps: Ticks per second.
+      request_timeout: Deadline of a prediction in seconds.
+      wait_for_tick: Returns after the next tick's command is out, or after so many seconds.
+    """
+
+    robot: Robot
+    client: PolicyClient
+    session: Session
+    reopen: Callable[[], Session]
+    queue: ActionQueue
+    replanner: Replanner
+    observation_filter: ObservationFilter
+    link: Link
+    trace: Trace
+    clock: Clock
+    fps: float
+    request_timeout: float
+    wait_for_tick: Callable[[float], object]
+    round_trips: RoundTrips = field(default_factory=RoundTrips)
+    first_chunk: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _nudged: threading.Event = field(default_factory=threading.Event)
+    _backoff: Backoff = field(default_factory=lambda: Backoff(cap=PAUSE_CAP))
+    _repeats: Repeats = field(default_factory=Repeats)
+    _unreachable: bool = False
+    _session_unknown: bool = False
+
+    def start(self) -> None:
+        """Begins to plan."""
+        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks planning to end and returns at once. No chunk is merged after the one being merged now."""
+        self._stopping.set()
+        self._nudged.set()
+
+    def nudge(self) -> None:
+        """Ends a pause after a failure: there is reason to believe that the next try succeeds."""
+        self._nudged.set()
+
+    def close(self) -> None:
+        """Ends planning, a call in flight included, and tells the service that the session is over."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(0.2)
+            self.client.abort()
+            self._thread.join()
+        self.client.close_session(self.session)
+
+    def warm_up(self) -> None:
+        """Sends one observation and throws its chunk away, so that what only the first one costs is no latency.
+
+        Raises as PolicyClient.predict does, and RejectedChunkError.
+        """
+        reading = self.robot.observe()
+        reply, _, _ = self.client.predict(
+            self.session, reading, episode=self.queue.episode, tick=0, timeout=max(30.0, self.request_timeout)
+        )
+        check_chunk(reply.actions, self.session.action_dim)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            if self.first_chunk.is_set():
+                self.wait_for_tick(2 / self.fps)
+            try:
+                self._step()
+            except Exception as error:
+                # An exception nobody foresaw must not leave the loop without a planner and without a word
+                logger.exception("the planner failed")
+                self.link.fail(f"The planner failed: {error}")
+                return
+
+    def _step(self) -> None:
+        """Gets one chunk if one is wanted."""
+        now = self.clock.now()
+        if self._session_unknown and not self._reopen():
+            return
+        playback_left = self.queue.playback_left(now, self.fps)
+        p95 = self.round_trips.p95()
+        if not self.replanner.wants(self.queue.depth(), self.session.chunk_size, playback_left, p95):
+            return
+        episode, epoch, tick = self.queue.episode, self.queue.epoch, self.queue.next_tick
+        self.link.asking(now)
+        captured_at = self.clock.now()
+        try:
+            reading = self.robot.observe()
+        except Exception as error:  # noqa: BLE001  # whatever a robot raises: a bus that stutters may answer next time
+            self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
+            return
+        observed = self.clock.now()
+        look = look_at(reading.state, reading.images)
+        urgent = self.replanner.urgent(playback_left, p95)
+        redundant = not urgent and self.observation_filter.is_redundant(look)
+        filtered = self.clock.now()
+        if redundant:
+            self.link.idle()
+            self.trace.observation(Observation.FILTERED)
+            return
+        answer = self._predict(reading, episode, tick)
+        if answer is None or self._stopping.is_set():
+            return
+        reply, encode_seconds, call_seconds = answer
+        try:
+            check_chunk(reply.actions, self.session.action_dim)
+        except RejectedChunkError as error:
+            self._failed(Observation.REJECTED, str(error))
+            return
+        merging = self.clock.now()
+        result = self.queue.merge(
+            ActionChunk(epoch, reply.episode, reply.sequence, reply.tick, captured_at, reply.actions)
+        )
+        merged = self.clock.now()
+        self.round_trips.add(merged - captured_at)
+        if not result.taken or result.late_count == len(reply.actions):
+            self.link.reached()
+            self.trace.observation(Observation.STALE)
+            return
+        self.observation_filter.answered(look)
+        self.link.chunk_arrived()
+        self._backoff.reset()
+        self._repeats.forget()
+        self.trace.answered(
+            RequestRecord(
+                at=merged,
+                latency=merged - captured_at,
+                stages={
+                    Stage.CAPTURE: observed - captured_at,
+                    Stage.FILTER: filtered - observed,
+                    Stage.ENCODE: encode_seconds,
+                    Stage.NETWORK: max(0.0, call_seconds - reply.server_total_seconds),
+                    **{Stage(f"server_{stage}"): reply.server_seconds[stage] for stage in SERVER_STAGES},
+                    Stage.MERGE: merged - merging,
+                },
+            )
+        )
+        self.first_chunk.set()
+
+    def _predict(self, reading: RobotReading, episode: int, tick: int) -> tuple[Reply, float, float] | None:
+        self.trace.sent(self.clock.now())
+        try:
+            answer = self.client.predict(
+                self.session, reading, episode=episode, tick=tick, timeout=self.request_timeout
+            )
+        except UnreachableError as error:
+            if not self._stopping.is_set():  # else it was us who hung up
+                self._lost(error)
+                self.trace.observation(Observation.LOST)
+            return None
+        except WireError as error:
+            self.link.reached()
+            if error.reason is Reason.SESSION_UNKNOWN:
+                self.trace.observation(Observation.LOST)
+                self._session_unknown = True
+            else:
+                self._failed(OUTCOMES.get(error.reason, Observation.FAILED), f"{error.reason}: {error}")
+            return None
+        self.trace.bytes_moved(answer[0].sent_bytes, answer[0].received_bytes)
+        if self._unreachable:
+            self._unreachable = False
+            self.trace.reconnected(Reconnect.UNREACHABLE)
+            logger.info("the service is within reach again")
+        return answer
+
+    def _lost(self, error: UnreachableError) -> None:
+        """The connection is gone: its replies belong to the past."""
+        self._unreachable = True
+        self.queue.begin_epoch()
+        self.link.unreachable(str(error))
+        self._pause(str(error))
+
+    def _reopen(self) -> bool:
+        """Opens the session anew. Returns whether it is open."""
+        try:
+            session = self.reopen()
+        except UnreachableError as error:
+            self._lost(error)
+            return False
+        except WireError as error:
+            self.link.reached()
+            if error.reason in FATAL_AT_REOPEN:
+                self.link.fail(f"The service came back and refuses: {error}")
+                self._stopping.set()
+            else:
+                self.link.trouble(str(error))
+                self._pause(str(error))
+            return False
+        if session.fingerprint != self.session.fingerprint:
+            self.link.fail(_changed(self.session, session))
+            self._stopping.set()
+            return False
+        self.session = session
+        self._session_unknown = False
+        self.queue.begin_epoch()
+        self.observation_filter.forget()
+        self.trace.reconnected(Reconnect.SESSION_UNKNOWN)
+        logger.info("the service had forgotten the session: it is open again")
+        return True
+
+    def _failed(self, outcome: Observation, message: str) -> None:
+        self.trace.observation(outcome)
+        self.link.trouble(message)
+        self._pause(message)
+
+    def _pause(self, message: str) -> None:
+        """Says what went wrong and waits so that a broken peer is not hammered."""
+        if self._repeats.lets_through(message):
+            logger.warning("%s (trying again)", message)
+        seconds = self._backoff.next()
+        self._nudged.clear()
+        if not self._stopping.is_set():
+            self._nudged.wait(seconds)
+
+
+def _changed(before: Session, after: Session) -> str:
+    return (
+        f"The service came back with another policy. Expected {before.fingerprint.policy_type} "
+        f"{before.fingerprint.pretrained_name_or_path} (digest {before.fingerprint.digest[:12]}) but found "
+        f"{after.fingerprint.policy_type} {after.fingerprint.pretrained_name_or_path} "
+        f"(digest {after.fingerprint.digest[:12]}). Restart the edge if that is meant."
+    )

@@ -1,0 +1,342 @@
+"""The edge's side of the wire: a session with the policy service, one request in flight."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceStub
+from longarm_edge.frames import pack_frame
+from longarm_edge.robot import RobotReading
+from longarm_edge.settings import EdgeSettings
+from longarm_wire import images, limits, tensors
+from longarm_wire.errors import Reason, WireError, from_rpc_error
+from longarm_wire.specs import CameraSpec, RobotSpec
+
+logger = logging.getLogger(__name__)
+
+# Refusals of a session that another try may get past
+PASSING_REASONS = frozenset({Reason.TOO_MANY_SESSIONS, Reason.SHUTTING_DOWN})
+SERVER_STAGES = ("queue", "decode", "preprocess", "predict", "postprocess")
+
+
+class UnreachableError(Exception):
+    """The service did not answer: no connection, a dead link, or no reply before the deadline."""
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """What to ask the service for; fields as in OpenSessionRequest."""
+
+    pretrained_name_or_path: str
+    revision: str = ""
+    policy_type: str = ""
+    device: str = ""
+    dtype: str = ""
+    rename_map: Mapping[str, str] = field(default_factory=dict)
+    actions_per_chunk: int = 0
+    task: str = ""
+
+    @classmethod
+    def from_settings(cls, settings: EdgeSettings) -> "PolicyChoice":
+        """Returns what settings ask for."""
+        return cls(
+            pretrained_name_or_path=settings.pretrained_name_or_path,
+            revision=settings.revision,
+            policy_type=settings.policy_type,
+            device=settings.policy_device,
+            dtype=settings.dtype,
+            rename_map=settings.rename_map,
+            actions_per_chunk=settings.actions_per_chunk,
+            task=settings.task,
+        )
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open session.
+
+    Attributes:
+      session_id: Names it.
+      fingerprint: The policy that answers.
+      action_dim: Values of one action.
+      state_names: What the state of a request holds.
+      cameras: What to send, in the sizes to send.
+      chunk_size: Actions per chunk.
+    """
+
+    session_id: str
+    fingerprint: pb.PolicyFingerprint
+    action_dim: int
+    state_names: tuple[str, ...]
+    cameras: tuple[CameraSpec, ...]
+    chunk_size: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answered observation.
+
+    Attributes:
+      sequence: Of the request.
+      episode: Of the request.
+      tick: Tick of the first action.
+      actions: float32, shape (steps, action_dim), robot units; not yet checked.
+      server_seconds: The service's own durations by stage.
+      server_total_seconds: From arrival to reply on the service.
+      sent_bytes: Size of the request.
+      received_bytes: Size of the reply.
+    """
+
+    sequence: int
+    episode: int
+    tick: int
+    actions: np.ndarray
+    server_seconds: Mapping[str, float]
+    server_total_seconds: float
+    sent_bytes: int
+    received_bytes: int
+
+
+class PolicyClient:
+    """Talks to one policy service. Not thread-safe: one thread, one request in flight."""
+
+    def __init__(self, address: str, codec: images.Codec, jpeg_quality: int) -> None:
+        """Dials lazily: nothing is sent before the first call.
+
+        Args:
+          address: host:port of the service.
+          codec: How frames travel.
+          jpeg_quality: 1 to 100.
+        """
+        self.address = address
+        self._codec = codec
+        self._jpeg_quality = jpeg_quality
+        self._encoders = ThreadPoolExecutor(thread_name_prefix="encode")
+        self._channel = _dial(address)
+        self._stub = PolicyServiceStub(self._channel)
+        self._sequence = 0
+
+    def service_info(self, *, timeout: float) -> pb.GetServiceInfoResponse:
+        """Returns what the service says of itself. Carries next to nothing: good for timing the way there and back.
+
+        Raises:
+          UnreachableError: The service did not answer, or not in time.
+          WireError: What answers is no policy service.
+        """
+        try:
+            return self._stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise _translated(error, self.address, timeout) from error
+
+    def open_session(
+        self,
+        choice: PolicyChoice,
+        robot: RobotSpec,
+        *,
+        timeout: float,
+        on_progress: Callable[[pb.Progress], None] = lambda _: None,
+    ) -> Session:
+        """Returns an open session, after the service has loaded the policy if need be.
+
+        Args:
+          choice: The policy.
+          robot: What the policy has to fit.
+          timeout: Seconds for all of it.
+          on_progress: Called as the service reports progress.
+
+        Raises:
+          UnreachableError: The service did not answer, or not in time.
+          WireError: The service refuses, with the reason and the fix.
+        """
+        request = pb.OpenSessionRequest(
+            pretrained_name_or_path=choice.pretrained_name_or_path,
+            revision=choice.revision,
+            policy_type=choice.policy_type,
+            device=choice.device,
+            dtype=choice.dtype,
+            robot=robot.to_proto(),
+            rename_map=choice.rename_map,
+            actions_per_chunk=choice.actions_per_chunk,
+            task=choice.task,
+        )
+        try:
+            for response in self._stub.OpenSession(request, timeout=timeout):
+                if response.HasField("session"):
+                    return _checked_session(response.session, robot)
+                on_progress(response.progress)
+        except grpc.RpcError as error:
+            raise _translated(error, self.address, timeout) from error
+        raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
+
+    def predict(
+        self, session: Session, reading: RobotReading, *, episode: int, tick: int, timeout: float
+    ) -> tuple[Reply, float, float]:
+        """Returns the chunk for one observation, the seconds encoding took and the seconds the call took.
+
+        Args:
+          session: Where to send it.
+          reading: The observation; only what the session asks for travels.
+          episode: Episode of the observation.
+          tick: Tick that follows the capture.
+          timeout: Deadline in seconds.
+
+        Raises:
+          UnreachableError: No reply, or not in time. The next call dials anew.
+          WireError: The service refuses or failed, with the reason.
+        """
+        self._sequence += 1
+        started = time.monotonic()
+        request = pb.PredictChunkRequest(
+            session_id=session.session_id,
+            sequence=self._sequence,
+            episode=episode,
+            tick=tick,
+            state=tensors.pack(reading.state) if session.state_names else b"",
+            images=list(self._encoders.map(lambda camera: self._pack(camera, reading), session.cameras)),
+        )
+        encoded = time.monotonic()
+        try:
+            response = self._stub.PredictChunk(request, timeout=timeout)
+        except grpc.RpcError as error:
+            translated = _translated(error, self.address, timeout)
+            if isinstance(translated, UnreachableError):
+                self.redial()
+            raise translated from error
+        returned = time.monotonic()
+        if response.sequence != self._sequence:
+            raise WireError(
+                Reason.INVALID_REQUEST, f"Expected the reply to request {self._sequence}, found {response.sequence}"
+            )
+        return _reply(request, response, session.action_dim), encoded - started, returned - encoded
+
+    def close_session(self, session: Session, *, timeout: float = 1.0) -> None:
+        """Tells the service that the robot is done. A service out of reach will find out by itself."""
+        self.redial()
+        try:
+            self._stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id), timeout=timeout)
+        except grpc.RpcError as error:
+            logger.info(
+                "the service was not told that the session ended: %s", _translated(error, self.address, timeout)
+            )
+
+    def redial(self) -> None:
+        """Drops the connection. A dead link can look alive for minutes; a new connection finds out at once."""
+        self._channel.close()
+        self._channel = _dial(self.address)
+        self._stub = PolicyServiceStub(self._channel)
+
+    def abort(self) -> None:
+        """Ends a call in flight on another thread, which raises UnreachableError there."""
+        self._channel.close()
+
+    def close(self) -> None:
+        """Drops the connection for good."""
+        self._encoders.shutdown()
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pack(self, camera: CameraSpec, reading: RobotReading) -> pb.Image:
+        return pack_frame(camera, reading.images[camera.name], self._codec, self._jpeg_quality)
+
+
+def _dial(address: str) -> grpc.Channel:
+    return grpc.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_receive_message_length", limits.MAX_RESPONSE_BYTES),
+            ("grpc.max_send_message_length", limits.MAX_REQUEST_BYTES),
+            # The planner retries with a fresh observation; gRPC's own retries would send the stale one
+            ("grpc.enable_retries", 0),
+            # A call without a short deadline of its own (loading takes minutes) still notices a dead link within 10 s
+            ("grpc.keepalive_time_ms", 5000),
+            ("grpc.keepalive_timeout_ms", 5000),
+            ("grpc.http2.max_pings_without_data", 0),
+            # Its own connection: a closed channel must not leave a dead one behind for the next
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ],
+    )
+
+
+def _checked_session(description: pb.SessionDescription, robot: RobotSpec) -> Session:
+    """Returns description as a Session, after the edge's own look: names map to motors by position."""
+    if tuple(description.action_names) != robot.action_names:
+        raise WireError(
+            Reason.SPEC_MISMATCH,
+            f"Expected the action names {list(robot.action_names)} but the service agreed on "
+            f"{list(description.action_names)}",
+        )
+    if description.state_names and tuple(description.state_names) != robot.state_names:
+        raise WireError(
+            Reason.SPEC_MISMATCH,
+            f"Expected the state names {list(robot.state_names)} but the service agreed on "
+            f"{list(description.state_names)}",
+        )
+    unknown = {camera.name for camera in description.cameras} - {camera.name for camera in robot.cameras}
+    if unknown or description.chunk_size < 1:
+        raise WireError(
+            Reason.SPEC_MISMATCH,
+            f"Expected cameras of the robot and a positive chunk size but the service asks for "
+            f"{sorted(unknown)} and chunks of {description.chunk_size}",
+        )
+    return Session(
+        session_id=description.session_id,
+        fingerprint=description.fingerprint,
+        action_dim=len(robot.action_names),
+        state_names=tuple(description.state_names),
+        cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in description.cameras),
+        chunk_size=description.chunk_size,
+    )
+
+
+def _reply(request: pb.PredictChunkRequest, response: pb.PredictChunkResponse, action_dim: int) -> Reply:
+    try:
+        actions = tensors.unpack(response.actions, (response.step_count, action_dim))
+    except tensors.TensorError as error:
+        raise WireError(Reason.POLICY_RETURNED_INVALID, str(error)) from error
+    durations = response.durations
+    return Reply(
+        sequence=response.sequence,
+        episode=response.episode,
+        tick=response.tick,
+        actions=actions,
+        server_seconds={
+            stage: getattr(durations, f"{stage}_duration").ToTimedelta().total_seconds() for stage in SERVER_STAGES
+        },
+        server_total_seconds=durations.total_duration.ToTimedelta().total_seconds(),
+        sent_bytes=request.ByteSize(),
+        received_bytes=response.ByteSize(),
+    )
+
+
+def _translated(error: grpc.RpcError, address: str, timeout: float) -> UnreachableError | WireError:
+    declared = from_rpc_error(error)
+    if declared is not None:
+        return declared
+    code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+    details = error.details() if isinstance(error, grpc.Call) else str(error)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return UnreachableError(f"The service at {address} did not answer within {timeout:g} s")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return UnreachableError(f"The service at {address} is out of reach: {details}")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return WireError(
+            Reason.INVALID_REQUEST, f"{address} answers, but is no Longarm policy service of this version: {details}"
+        )
+    return WireError(Reason.INVALID_REQUEST, f"The service at {address} answered {code.name}: {details}")

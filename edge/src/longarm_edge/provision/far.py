@@ -1,0 +1,177 @@
+"""The far side: shell scripts and files over one SSH connection."""
+
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import paramiko  # type: ignore[import-untyped]
+
+from longarm_edge.provision.errors import ConnectionLostError, FarCommandError, ProvisionError
+
+OnLine = Callable[[str], None]
+
+MASK = "**********"
+OPEN_TIMEOUT = 30.0
+READ_BYTES = 32768
+# Ends what the script started when the connection ends: sshd alone would let it go on, with nobody to see it.
+# What leaves the session (setsid) stays. The script has standard input to itself, empty. It is one command, so that
+# the shell has read all of it before anything else reads standard input
+WRAPPER = """\
+{{
+exec 2>&1 3<&0
+{{ while read -r _; do :; done <&3; kill -TERM 0; }} >/dev/null 2>&1 &
+watcher=$!
+(
+set -eu
+{script}
+) </dev/null 3<&-
+code=$?
+# Waited for: in a container nobody else may ever do so
+exec >/dev/null 2>&1
+kill "$watcher"
+wait "$watcher"
+exit "$code"
+}}
+"""
+
+
+class Far(Protocol):
+    """The far side as the rest of this package uses it."""
+
+    def run(
+        self,
+        script: str,
+        variables: Mapping[str, str] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        on_line: OnLine | None = None,
+        timeout: float = 120.0,
+    ) -> list[str]:
+        """Runs a POSIX shell script and returns the lines of its output, errors included.
+
+        Nothing of it, and none of the values, is on a command line there. If the connection ends, so does the script.
+
+        Args:
+          script: Stops at the first command that fails.
+          variables: The script's own, by name.
+          environment: Variables that the commands of the script see too.
+          on_line: Called with each line as it comes.
+          timeout: Seconds that it may take.
+
+        Raises:
+          FarCommandError: It ended with an error.
+          ConnectionLostError: The connection broke.
+        """
+
+    def sftp(self) -> paramiko.SFTPClient:
+        """Returns a channel for files, to be closed by the caller.
+
+        Raises:
+          ProvisionError: The SSH server has none.
+          ConnectionLostError: The connection broke.
+        """
+
+
+class SshFar:
+    """The far side over a connection that is logged in."""
+
+    def __init__(self, transport: paramiko.Transport, secrets: tuple[str, ...] = ()) -> None:
+        """Takes a connection, which stays the caller's to close.
+
+        Args:
+          transport: The connection.
+          secrets: What must not appear in any line.
+        """
+        self._transport = transport
+        self._secrets = secrets
+
+    def run(
+        self,
+        script: str,
+        variables: Mapping[str, str] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        on_line: OnLine | None = None,
+        timeout: float = 120.0,
+    ) -> list[str]:
+        """See Far.run."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in (variables or {}).items()]
+        assignments += [f"export {name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+        text = WRAPPER.format(script="\n".join([*assignments, script]))
+        lines = []
+        with lost_connections_named():
+            channel = self._transport.open_session(timeout=OPEN_TIMEOUT)
+            with channel:
+                # Whatever the login shell is, sh reads the rest. Standard input stays open as the sign of life
+                channel.exec_command("sh -s")
+                channel.sendall(text.encode())
+                for line in _lines(channel, time.monotonic() + timeout):
+                    shown = self._without_secrets(line)
+                    lines.append(shown)
+                    if on_line is not None:
+                        on_line(shown)
+                code = channel.recv_exit_status() if self._transport.is_active() else -1
+        if code == -1:
+            raise ConnectionLostError("The SSH connection broke while a command ran on the far side.")
+        if code != 0:
+            raise FarCommandError(code, lines)
+        return lines
+
+    def sftp(self) -> paramiko.SFTPClient:
+        """See Far.sftp."""
+        with lost_connections_named():
+            try:
+                client = paramiko.SFTPClient.from_transport(self._transport)
+            except (paramiko.SSHException, EOFError) as error:
+                if not self._transport.is_active():
+                    raise
+                raise ProvisionError(
+                    "The SSH server has no SFTP, which files travel over. Enable it in its sshd_config: Subsystem sftp "
+                    "internal-sftp. Some providers offer a second, full SSH address beside a restricted one: use that."
+                ) from error
+        assert client is not None  # noqa: S101
+        client.get_channel().settimeout(OPEN_TIMEOUT)
+        return client
+
+    def _without_secrets(self, line: str) -> str:
+        for secret in self._secrets:
+            line = line.replace(secret, MASK)
+        return line
+
+
+def _lines(channel: paramiko.Channel, deadline: float) -> Iterator[str]:
+    """Yields lines until the output ends."""
+    rest = b""
+    while True:
+        # A while at a time, so that Ctrl-C is heard and the deadline kept
+        channel.settimeout(0.5)
+        try:
+            piece = channel.recv(READ_BYTES)
+        except TimeoutError:
+            if time.monotonic() > deadline:
+                raise ProvisionError("A command on the far side took too long and was stopped.") from None
+            continue
+        if not piece:
+            break
+        # Progress bars go back with \r
+        *whole, rest = re.split(rb"\r\n|\n|\r", rest + piece)
+        yield from (line.decode(errors="replace") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+@contextmanager
+def lost_connections_named() -> Iterator[None]:
+    """Turns the many ways in which paramiko reports a broken connection into ConnectionLostError."""
+    try:
+        yield
+    except (paramiko.SSHException, EOFError, ConnectionError, TimeoutError) as error:
+        raise ConnectionLostError(f"The SSH connection broke ({error or type(error).__name__}).") from error
+    except OSError as error:
+        # "Socket is closed" has no number; others speak of files
+        if error.errno is None:
+            raise ConnectionLostError(f"The SSH connection broke ({error}).") from error
+        raise

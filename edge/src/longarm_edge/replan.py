@@ -1,0 +1,77 @@
+"""When to ask for a fresh chunk."""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+
+class Replan(StrEnum):
+    """When the planner asks for a fresh chunk."""
+
+    AUTO = "auto"
+    """When the playback left is no more than the recent 95th percentile round trip and a margin."""
+    THRESHOLD = "threshold"
+    """When queue depth / chunk size is at most chunk_size_threshold, as LeRobot does."""
+    CONTINUOUS = "continuous"
+    """As soon as the last chunk is merged."""
+
+
+class RoundTrips:
+    """The recent times from capture to merge, in seconds. Warm-up and failed requests do not belong here."""
+
+    def __init__(self, window: int = 50) -> None:
+        """Remembers the last window round trips."""
+        self._seconds: deque[float] = deque(maxlen=window)
+
+    def add(self, seconds: float) -> None:
+        """Remembers one round trip."""
+        self._seconds.append(seconds)
+
+    def p95(self) -> float | None:
+        """Returns the 95th percentile, or None before the first round trip."""
+        # The higher neighbour: interpolating would promise less than was seen
+        return float(np.quantile(self._seconds, 0.95, method="higher")) if self._seconds else None
+
+
+@dataclass(frozen=True)
+class Replanner:
+    """Decides when a fresh chunk is wanted, and when it is urgent.
+
+    Attributes:
+      mode: The rule.
+      chunk_size_threshold: For Replan.THRESHOLD, 0 to 1.
+      fps: Ticks per second.
+    """
+
+    mode: Replan
+    chunk_size_threshold: float
+    fps: float
+
+    def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None) -> bool:
+        """Returns whether to ask now.
+
+        Args:
+          depth: Actions left in the queue.
+          chunk_size: Actions of a chunk, positive.
+          playback_left: Seconds the queue lasts.
+          p95: Recent round trip in seconds, None if none is known.
+        """
+        if self.mode is Replan.CONTINUOUS or self.urgent(playback_left, p95):
+            return True
+        return self.mode is Replan.THRESHOLD and depth / chunk_size <= self.chunk_size_threshold
+
+    def urgent(self, playback_left: float, p95: float | None) -> bool:
+        """Returns whether the queue would run dry if the next request waited: then nothing may be filtered."""
+        if p95 is None:
+            # Nothing is known of the link yet: learn it early rather than late
+            return True
+        return playback_left <= p95 + self.margin(p95)
+
+    def margin(self, p95: float) -> float:
+        """Returns the seconds to be early: four ticks for scheduling, or p95 for a reply that takes twice as long.
+
+        Being early costs a little bandwidth and gives fresher actions; being late costs idle ticks.
+        """
+        return max(4 / self.fps, p95)

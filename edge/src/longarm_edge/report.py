@@ -1,0 +1,169 @@
+"""What a run was like: a summary in words and numbers, and a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from longarm_edge.action_queue import Drop
+from longarm_edge.metrics import Observation, Stage, Tick
+from longarm_edge.trace import RequestRecord, TickRecord, Trace
+
+# A tick whose command goes out later than this is counted as late
+LATE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Seconds at three points of a distribution, and its maximum."""
+
+    p50: float
+    p95: float
+    p99: float
+    maximum: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Quantiles | None":
+        """Returns the quantiles, or None of nothing."""
+        if not seconds:
+            return None
+        values = np.asarray(seconds)
+        p50, p95, p99 = np.quantile(values, (0.5, 0.95, 0.99))
+        return cls(float(p50), float(p95), float(p99), float(values.max()))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers.
+
+    Attributes:
+      seconds: From the first tick to the last.
+      ticks: Ticks by outcome.
+      late_ticks: Ticks more than LATE_SECONDS late.
+      idle_after_first_second: Ticks without an action to execute (idle or stale), the first second left out.
+      lateness: Of ticks.
+      age: Of executed actions.
+      latency: From capture to merge.
+      stages: Its parts.
+      observations: By outcome.
+      drops: Actions never executed, by reason.
+      reconnects: Sessions opened anew and connections found again.
+      sent_bytes: To the service.
+      received_bytes: From the service.
+    """
+
+    seconds: float
+    ticks: Mapping[Tick, int]
+    late_ticks: int
+    idle_after_first_second: int
+    lateness: Quantiles | None
+    age: Quantiles | None
+    latency: Quantiles | None
+    stages: Mapping[Stage, Quantiles]
+    observations: Mapping[Observation, int]
+    drops: Mapping[Drop, int]
+    reconnects: int
+    sent_bytes: int
+    received_bytes: int
+
+
+def summarize(trace: Trace, drops: Mapping[Drop, int], fps: float) -> Summary:
+    """Returns the run that trace recorded; distributions are over what it kept, counts over all of it."""
+    ticks: list[TickRecord] = list(trace.ticks)
+    requests: list[RequestRecord] = list(trace.requests)
+    start = ticks[0].at if ticks else 0.0
+    stages = {stage: Quantiles.of([r.stages[stage] for r in requests]) for stage in Stage}
+    return Summary(
+        seconds=(ticks[-1].at - start + 1 / fps) if ticks else 0.0,
+        ticks={outcome: trace.tick_counts[outcome] for outcome in Tick},
+        late_ticks=sum(t.lateness > LATE_SECONDS for t in ticks),
+        idle_after_first_second=sum(t.at > start + 1 and t.outcome in (Tick.IDLE, Tick.STALE) for t in ticks),
+        lateness=Quantiles.of([t.lateness for t in ticks]),
+        age=Quantiles.of([t.age for t in ticks if t.age is not None]),
+        latency=Quantiles.of([r.latency for r in requests]),
+        stages={stage: quantiles for stage, quantiles in stages.items() if quantiles is not None},
+        observations={outcome: trace.observation_counts[outcome] for outcome in Observation},
+        drops={drop: drops.get(drop, 0) for drop in Drop},
+        reconnects=trace.reconnect_counts.total(),
+        sent_bytes=trace.sent_bytes,
+        received_bytes=trace.received_bytes,
+    )
+
+
+def render(summary: Summary) -> str:
+    """Returns the summary as text for a person, in milliseconds and kilobytes."""
+    ticks, total = summary.ticks, sum(summary.ticks.values())
+    rate = (ticks[Tick.ACTION] + ticks[Tick.CLAMPED]) / summary.seconds if summary.seconds else 0.0
+    answered = summary.observations[Observation.ANSWERED]
+    lines = [
+        f"ran {summary.seconds:.1f} s, {rate:.1f} actions/s",
+        f"ticks         {total}: {_counts(ticks)}; {summary.late_ticks} later than {LATE_SECONDS * 1000:.0f} ms",
+        f"observations  {_counts(summary.observations)}",
+        f"actions       never executed: {_counts(summary.drops)}",
+        f"traffic       {summary.sent_bytes / 1e3:.0f} kB sent, {summary.received_bytes / 1e3:.0f} kB received"
+        + (f" ({summary.sent_bytes / 1e3 / answered:.0f} kB per observation)" if answered else ""),
+        f"reconnects    {summary.reconnects}",
+        "",
+        f"{'ms':<22}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}",
+        _row("tick lateness", summary.lateness),
+        _row("action age", summary.age),
+        _row("inference latency", summary.latency),
+        *(_row(f"  {stage.value}", quantiles) for stage, quantiles in summary.stages.items()),
+    ]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def draw(trace: Trace, fps: float, path: Path) -> None:
+    """Writes a picture of queue depth, action age and tick lateness over time to path (any format of matplotlib).
+
+    Raises:
+      OSError: path cannot be written.
+    """
+    # Imported here: a second that a run without a picture does not pay
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ticks: list[TickRecord] = list(trace.ticks)
+    requests: list[RequestRecord] = list(trace.requests)
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    depth, age, lateness = figure.subplots(3, 1, sharex=True)
+    start = ticks[0].at if ticks else 0.0
+    at = [t.at - start for t in ticks]
+    depth.plot(at, [t.depth for t in ticks], color="tab:blue", linewidth=1.2)
+    depth.vlines([r.at - start for r in requests if r.at >= start], 0, 1, transform=depth.get_xaxis_transform(),
+                 color="0.85", linewidth=1, zorder=0, label="chunk merged")  # fmt: skip
+    idle = [t.at - start for t in ticks if t.outcome in (Tick.IDLE, Tick.STALE)]
+    depth.plot(idle, [0] * len(idle), "|", color="tab:red", markersize=14, label="idle tick")
+    depth.set_ylabel("queue depth\n(actions)")
+    depth.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=8)
+    age.plot(at, [np.nan if t.age is None else t.age * 1000 for t in ticks], color="tab:green", linewidth=1.2)
+    age.set_ylabel("action age\n(ms)")
+    lateness.plot(at, [t.lateness * 1000 for t in ticks], color="tab:orange", linewidth=0.9)
+    lateness.axhline(LATE_SECONDS * 1000, color="0.5", linewidth=0.8, linestyle="--")
+    lateness.set_ylabel("tick lateness\n(ms)")
+    lateness.set_ylim(0, max([2.5, *(t.lateness * 1100 for t in ticks)]))
+    lateness.set_xlabel("time (s)")
+    for axes in (depth, age, lateness):
+        axes.grid(alpha=0.25)
+        axes.margins(x=0)
+    for axes in (depth, age):
+        axes.set_ylim(bottom=0)
+    executed = sum(t.outcome in (Tick.ACTION, Tick.CLAMPED) for t in ticks)
+    figure.suptitle(
+        f"{len(ticks)} ticks at {fps:g} per second, {executed} actions, {len(requests)} chunks", fontsize=11
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _counts(counts: Mapping[Tick, int] | Mapping[Observation, int] | Mapping[Drop, int]) -> str:
+    return ", ".join(f"{count} {name.value}" for name, count in counts.items() if count) or "none"
+
+
+def _row(name: str, quantiles: Quantiles | None) -> str:
+    if quantiles is None:
+        return f"{name:<22}{'-':>9}{'-':>9}{'-':>9}{'-':>9}"
+    values = (quantiles.p50, quantiles.p95, quantiles.p99, quantiles.maximum)
+    return f"{name:<22}" + "".join(f"{value * 1000:9.1f}" for value in values)

@@ -1,0 +1,353 @@
+"""One run: everything is put together here, started in order, and taken apart in the reverse order whatever happens."""
+
+import gc
+import logging
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+
+from longarm_edge import console as terminal
+from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
+from longarm_edge.backoff import Backoff
+from longarm_edge.control import ControlLoop, TickSignal
+from longarm_edge.guard import Guard, RejectedChunkError
+from longarm_edge.link import HEALTHY, Link, LinkState
+from longarm_edge.metrics import EdgeMetrics
+from longarm_edge.observation_filter import ObservationFilter
+from longarm_edge.planner import PAUSE_CAP, Planner
+from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
+from longarm_edge.priority import ahead_of_others
+from longarm_edge.replan import Replanner
+from longarm_edge.report import Summary, draw, render, summarize
+from longarm_edge.robot import Robot
+from longarm_edge.schedule import Clock, MonotonicClock
+from longarm_edge.settings import EdgeSettings
+from longarm_edge.stop import Interrupted, Signals, leave_arm
+from longarm_edge.trace import Trace
+from longarm_edge.tunnel import Event, PermanentTunnelError, State, StateChanged, Tunnel, TunnelError
+from longarm_edge.tunnel.metrics import TunnelMetrics
+from longarm_edge.tunnel.terminal import asker
+from longarm_wire import exit_codes
+from longarm_wire.errors import WireError
+from longarm_wire.http import HttpEndpoint
+from longarm_wire.settings import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+# A thread that wants the interpreter gets it after this long; the default of 5 ms would make ticks late
+SWITCH_INTERVAL = 0.0005
+
+
+class RunFailedError(Exception):
+    """The run ended before it was meant to; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: an exit code, why, and what it was like."""
+
+    exit_code: int
+    reason: str
+    summary: Summary
+
+
+@dataclass
+class Run:
+    """One run of one robot.
+
+    Attributes:
+      settings: How.
+      robot: What moves; not yet connected.
+      console: Where a person looks.
+      clock: Tells the time.
+    """
+
+    settings: EdgeSettings
+    robot: Robot
+    console: Console
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        """Builds the parts, all of them still at rest.
+
+        Raises:
+          ConfigurationError: A setting does not fit the robot, or a port is taken.
+        """
+        settings, spec = self.settings, self.robot.spec
+        if not settings.pretrained_name_or_path:
+            raise ConfigurationError(
+                ["No policy is named. Pass --pretrained_name_or_path=… or set LONGARM_EDGE_PRETRAINED_NAME_OR_PATH."]
+            )
+        try:
+            self._guard = Guard.from_names(spec.action_names, settings.safety.joint_limits, settings.safety.max_step)
+        except ValueError as error:
+            raise ConfigurationError([f"safety: {error}"]) from None
+        self.metrics = EdgeMetrics(CollectorRegistry())
+        self.trace = Trace(self.metrics)
+        self.queue = ActionQueue(AGGREGATE_FUNCTIONS[settings.aggregate_fn_name], settings.safety.max_action_age)
+        self.link = Link(settings.safety.max_offline)
+        self.metrics.watch(
+            queue_depth=self.queue.depth,
+            observation_fps=lambda: self.trace.observation_fps(self.clock.now()),
+            link=self.link_state,
+            drops=lambda: self.queue.drops,
+        )
+        self._planner: Planner | None = None
+        self.tunnel = self._make_tunnel()
+        try:
+            self.endpoint = HttpEndpoint(
+                settings.metrics_host, settings.metrics_port, self.metrics.registry, {"/healthz": self._healthz}
+            )
+        except OSError as error:
+            raise ConfigurationError([f"LONGARM_EDGE_METRICS_PORT (--metrics_port): {error.strerror}"]) from error
+
+    def __call__(self) -> RunResult:
+        """Runs until the duration is over, a signal, or a failure. The arm is left by rule in every case.
+
+        Raises:
+          ConfigurationError: The service refuses: robot and policy do not fit, say. Nothing moved.
+        """
+        with Signals() as signals, ExitStack() as stack:
+            try:
+                reason = self._run(signals, stack)
+                code = exit_codes.DONE
+            except Interrupted as error:
+                reason, code = f"interrupted by {error}", exit_codes.INTERRUPTED
+            except (RunFailedError, ConnectionError) as error:
+                # A changed host key, say: a supervisor must not try again and again
+                final = self.tunnel is not None and self.tunnel.failure is not None
+                reason, code = str(error), exit_codes.CANNOT_START if final else exit_codes.FAILED
+            except ConfigurationError:
+                raise
+            except Exception as error:
+                # Whatever a robot's driver raises: the arm is left by rule on the way out
+                logger.exception("the run failed")
+                reason, code = f"{type(error).__name__}: {error}", exit_codes.FAILED
+            # Whoever presses Ctrl-C now still gets the summary
+            signals.patience = signals.count + 1
+        return RunResult(code, reason, summarize(self.trace, self.queue.drops, self.settings.fps))
+
+    def link_state(self) -> LinkState:
+        """Returns how the link stands now."""
+        now = self.clock.now()
+        return self.link.state(now, self.queue.playback_left(now, self.settings.fps))
+
+    def _make_tunnel(self) -> Tunnel | None:
+        observer = TunnelMetrics(self.metrics.registry)
+        if not self.settings.ssh.host:
+            return None
+        try:
+            return Tunnel(self.settings.ssh, ask=asker(), observers=(observer, self._on_tunnel_event))
+        except PermanentTunnelError as error:
+            raise ConfigurationError([str(error)]) from error
+
+    def _on_tunnel_event(self, event: Event) -> None:
+        if isinstance(event, StateChanged) and event.state is State.UP and self._planner is not None:
+            self._planner.nudge()
+
+    def _run(self, signals: Signals, stack: ExitStack) -> str:
+        settings = self.settings
+        stack.enter_context(self.endpoint)
+        address = self._open_tunnel(stack)
+        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
+        stack.callback(client.close)
+        session = self._open_session(client, signals)
+        logger.info(
+            "session open: %s from %s, chunks of %d, cameras %s",
+            session.fingerprint.policy_type,
+            session.fingerprint.pretrained_name_or_path,
+            session.chunk_size,
+            ", ".join(f"{c.name} {c.width}x{c.height}" for c in session.cameras) or "none",
+        )
+        signal = TickSignal()
+        planner = self._planner = self._make_planner(client, session, signal)
+        arm = _Arm(self.robot, settings, self.clock, signals)
+        # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
+        stack.callback(planner.close)
+        stack.callback(arm.leave)
+        stack.callback(planner.stop)
+        signals.check()
+        arm.connect()
+        try:
+            planner.warm_up()
+        except (UnreachableError, WireError, RejectedChunkError) as error:
+            raise RunFailedError(f"The first prediction failed: {error}") from error
+        loop = ControlLoop(
+            robot=self.robot,
+            queue=self.queue,
+            guard=self._guard,
+            trace=self.trace,
+            clock=self.clock,
+            fps=settings.fps,
+            when_idle=settings.safety.when_idle,
+            last_command=arm.start_pose,
+            after_tick=signal.give,
+            stop_reason=lambda now: self._stop_reason(now, signals),
+        )
+        arm.loop = loop
+        planner.start()
+        while not planner.first_chunk.wait(0.05):
+            signals.check()
+            if failure := self.link.failure(self.clock.now()):
+                raise RunFailedError(failure)
+        # What was made so far stays: the collector need not walk it in the middle of a tick
+        gc.collect()
+        gc.freeze()
+        stack.callback(gc.unfreeze)
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        signals.patience = 1
+        max_ticks = round(settings.duration * settings.fps) if settings.duration else None
+        with terminal.StatusLine(self.console, self._status), ahead_of_others() as priority:
+            logger.debug("control loop: %s", priority)
+            reason = loop.run(max_ticks)
+        if failure := self.link.failure(self.clock.now()):
+            raise RunFailedError(failure)
+        return reason
+
+    def _open_tunnel(self, stack: ExitStack) -> str:
+        """Opens the tunnel if there is to be one, and returns the address that leads to the service."""
+        if self.tunnel is None:
+            return self.settings.server_address
+        stack.enter_context(self.tunnel)
+        try:
+            self.tunnel.open(self.settings.connect_timeout)
+        except PermanentTunnelError as error:
+            raise ConfigurationError([f"The tunnel cannot be opened ({error.cause}): {error}"]) from error
+        except TunnelError as error:
+            raise RunFailedError(f"{error} ({error.cause})") from error
+        logger.info("tunnel to %s: service metrics at %s", self.settings.ssh.host, self.tunnel.metrics_address)
+        return self.tunnel.address
+
+    def _open_session(self, client: PolicyClient, signals: Signals) -> Session:
+        """Opens the session, waiting for a service that is not there yet."""
+        settings = self.settings
+        give_up_at = self.clock.now() + settings.connect_timeout
+        backoff = Backoff(cap=PAUSE_CAP)
+        with terminal.opening(self.console, "session") as on_progress:
+            while True:
+                signals.check()
+                try:
+                    return self._open(client, on_progress)
+                except UnreachableError as error:
+                    if self.clock.now() >= give_up_at:
+                        raise RunFailedError(
+                            f"{error}. Gave up after connect_timeout={settings.connect_timeout:g} s. Is the service "
+                            f"running, and does {client.address} lead to it?"
+                        ) from error
+                    logger.debug("%s", error)
+                    client.redial()
+                    time.sleep(backoff.next())
+                except WireError as error:
+                    if error.reason in PASSING_REASONS and self.clock.now() < give_up_at:
+                        time.sleep(backoff.next())
+                        continue
+                    raise ConfigurationError([f"The service refuses ({error.reason}): {error}"]) from error
+
+    def _open(self, client: PolicyClient, on_progress: terminal.OnProgress) -> Session:
+        settings = self.settings
+        choice = PolicyChoice.from_settings(settings)
+        return client.open_session(choice, self.robot.spec, timeout=settings.load_timeout, on_progress=on_progress)
+
+    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal) -> Planner:
+        settings = self.settings
+        return Planner(
+            robot=self.robot,
+            client=client,
+            session=session,
+            reopen=lambda: self._open(client, lambda _: None),
+            queue=self.queue,
+            replanner=Replanner(settings.replan, settings.chunk_size_threshold, settings.fps),
+            observation_filter=ObservationFilter(settings.similarity_tolerance, settings.camera_tolerance),
+            link=self.link,
+            trace=self.trace,
+            clock=self.clock,
+            fps=settings.fps,
+            request_timeout=settings.request_timeout,
+            wait_for_tick=signal.wait,
+        )
+
+    def _stop_reason(self, now: float, signals: Signals) -> str | None:
+        if signals.count:
+            return f"stopped by {signals.last}"
+        if self.tunnel is not None and (broken := self.tunnel.failure):
+            self.link.fail(f"The tunnel is gone for good ({broken.cause}): {broken}")
+        return self.link.failure(now)
+
+    def _status(self) -> tuple[LinkState, str]:
+        latency = self.trace.requests[-1].latency * 1000 if self.trace.requests else float("nan")
+        last = self.trace.ticks[-1] if self.trace.ticks else None
+        age = f"{last.age * 1000:.0f} ms" if last and last.age is not None else "-"
+        return self.link_state(), (
+            f"tick {last.tick if last else 0}  queue {self.queue.depth()}  age {age}  latency {latency:.0f} ms  "
+            f"observations {self.trace.observation_fps(self.clock.now()):.1f}/s"
+        )
+
+    def _healthz(self) -> tuple[bool, str]:
+        state = self.link_state()
+        return state in HEALTHY, state.value
+
+
+class _Arm:
+    """The robot between connecting and letting go, with what the stop rule needs to know."""
+
+    def __init__(self, robot: Robot, settings: EdgeSettings, clock: Clock, signals: Signals) -> None:
+        self._robot = robot
+        self._settings = settings
+        self._clock = clock
+        self._signals = signals
+        self._start_pose: np.ndarray | None = None
+        self.loop: ControlLoop | None = None
+
+    def connect(self) -> None:
+        self._robot.connect()
+        spec, reading = self._robot.spec, self._robot.observe()
+        state = dict(zip(spec.state_names, reading.state, strict=True))
+        missing = [name for name in spec.action_names if name not in state]
+        if missing:
+            # A velocity base has actions that are no joints; nothing of it can be moved back to a start pose
+            logger.info("no measured pose for %s: taken as 0", ", ".join(missing))
+        self._start_pose = np.array([state.get(name, 0.0) for name in spec.action_names], np.float32)
+
+    @property
+    def start_pose(self) -> np.ndarray:
+        assert self._start_pose is not None, "connect comes first"  # noqa: S101
+        return self._start_pose
+
+    def leave(self) -> None:
+        signals = self._signals
+        # Being torn out of a hang means hurry; a further signal does as well. The third gives up on the robot
+        hurry = signals.count > 1
+        before = signals.count
+        signals.patience = before + 2
+        leave_arm(
+            self._robot,
+            self._settings.safety,
+            start_pose=self._start_pose,
+            last_command=self.loop.last_command if self.loop is not None and self.loop.moved else None,
+            fps=self._settings.fps,
+            clock=self._clock,
+            at_once=lambda: hurry or signals.count > before,
+        )
+
+
+def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> RunResult:
+    """Runs once and tells the person how it went.
+
+    Raises:
+      ConfigurationError: It can never start as configured.
+    """
+    run = Run(settings, robot, console, MonotonicClock())
+    result = run()
+    if run.trace.ticks:
+        console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)
+    if settings.plot_path is not None and run.trace.ticks:
+        draw(run.trace, settings.fps, settings.plot_path)
+        console.print(f"picture: {settings.plot_path}", highlight=False, markup=False)
+    (logger.info if result.exit_code == exit_codes.DONE else logger.error)("%s", result.reason)
+    return result

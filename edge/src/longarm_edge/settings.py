@@ -1,0 +1,175 @@
+"""Every setting of the edge, declared once: flag, environment variable, default and meaning."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from longarm_edge.provision.settings import FarSettings
+from longarm_edge.replan import Replan
+from longarm_edge.tunnel.settings import SshSettings
+from longarm_wire.images import DEFAULT_JPEG_QUALITY, Codec
+from longarm_wire.settings import ProcessSettings
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class AggregateName(StrEnum):
+    """Names of action_queue.AGGREGATE_FUNCTIONS."""
+
+    LATEST_ONLY = "latest_only"
+    WEIGHTED_AVERAGE = "weighted_average"
+    AVERAGE = "average"
+    CONSERVATIVE = "conservative"
+
+
+class IdleRule(StrEnum):
+    """What the arm is told at a tick for which there is no action."""
+
+    HOLD = "hold"
+    REPEAT_LAST = "repeat_last"
+    ZERO = "zero"
+
+
+class StopRule(StrEnum):
+    """How the arm is left at the end, whatever the reason."""
+
+    HOLD = "hold"
+    REST = "rest"
+    RELEASE = "release"
+
+
+class SafetySettings(BaseModel):
+    """Motion safety."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    max_action_age: Positive = 3.0
+    """Seconds from the capture of an observation after which its actions are never executed."""
+    max_step: Positive | dict[str, Positive] | None = None
+    """Largest change of a command per tick, in robot units: one number, or JSON by action name. Unset: no bound."""
+    joint_limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Lowest and highest command by action name, as JSON: {"gripper.pos": [5, 95]}."""
+    when_idle: IdleRule = IdleRule.HOLD
+    """At a tick without an action: hold (send nothing, position robots keep their pose), repeat_last (robots with a
+    command watchdog), or zero (velocity robots)."""
+    on_stop: StopRule = StopRule.HOLD
+    """At the end, on a signal and on an error: hold (torque stays on), rest (move slowly to the start pose, then as the
+    robot's own configuration says), or release (torque off)."""
+    rest_seconds: Positive = 3.0
+    """How long the way back to the start pose takes with on_stop=rest."""
+    max_offline: Positive = 60.0
+    """Seconds that a fresh chunk may be wanted and not come, for whatever reason, before the run ends as failed."""
+
+
+class EdgeSettings(ProcessSettings):
+    """Settings of longarm-edge. Precedence: flag, environment, .env file, default."""
+
+    model_config = SettingsConfigDict(env_prefix="LONGARM_EDGE_")
+
+    server_address: str = "127.0.0.1:8080"
+    """Where the policy service answers, as host:port. Not used with ssh.host: the tunnel has an address of its own."""
+    pretrained_name_or_path: str = ""
+    """Policy checkpoint: a directory on the service's machine, or a name on the model hub."""
+    policy_type: str = ""
+    """Expected type of the policy, as a check. Empty: whatever the checkpoint says."""
+    revision: str = ""
+    """Revision of the policy on the hub."""
+    policy_device: str = ""
+    """Device to run the policy on. Empty: the service's default."""
+    dtype: Literal["", "float32", "bfloat16", "float16"] = ""
+    """Floating point type to cast the policy to. Empty: as saved."""
+    client_device: Literal["cpu"] = "cpu"
+    """Where actions live on the edge. Only cpu: the motors take nothing else."""
+
+    robot: Annotated[dict[str, Any], NoDecode, Field(default_factory=dict)]
+    """LeRobot's robot configuration as JSON or YAML. LeRobot's own flags (--robot.type=so101_follower --robot.port=…)
+    go on top of it."""
+    verify_robot_cameras: Literal[True] = True
+    """Cameras are compared with the policy before the robot moves. Always on."""
+    rename_map: dict[str, str] = Field(default_factory=dict)
+    """From the robot's observation keys to the policy's, as JSON: {"observation.images.front":
+    "observation.images.top"}."""
+    task: str = ""
+    """Instruction for language-conditioned policies."""
+
+    fps: Positive = 30.0
+    """Ticks of the control loop per second. The rate the policy was trained at."""
+    actions_per_chunk: Annotated[int, Field(ge=0)] = 0
+    """Most actions to take of each chunk. 0: all that the policy gives."""
+    replan: Replan = Replan.AUTO
+    """When to ask for a fresh chunk: auto, threshold or continuous."""
+    chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """With replan=threshold: ask when queue depth / chunk size is at most this."""
+    aggregate_fn_name: AggregateName = AggregateName.LATEST_ONLY
+    """How old and new actions for one tick become one: latest_only, weighted_average, average or conservative."""
+    similarity_tolerance: Annotated[float, Field(ge=0)] = 1.0
+    """An observation whose joint state is within this L2 distance of the last answered one, in robot units, and whose
+    cameras did not change, is filtered. 0: filter nothing."""
+    camera_tolerance: Annotated[float, Field(ge=0)] = 8.0
+    """A camera changed when any cell of its 32x24 thumbnail differs by more than this, of 255."""
+    image_codec: Codec = Codec.JPEG
+    """How frames travel: jpeg, png or raw."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = DEFAULT_JPEG_QUALITY
+    """JPEG quality, 1 to 100."""
+
+    duration: Annotated[float, Field(ge=0)] = 0
+    """Seconds to run. 0: until stopped."""
+    connect_timeout: Positive = 60.0
+    """Seconds to wait for the service at start."""
+    request_timeout: Positive = 5.0
+    """Deadline of one prediction, in seconds."""
+    load_timeout: Positive = 900.0
+    """Deadline of loading the policy, in seconds."""
+    safety: SafetySettings = SafetySettings()
+    ssh: SshSettings = SshSettings()
+    far: FarSettings = FarSettings()
+
+    metrics_host: str = "127.0.0.1"
+    """Address of /metrics and /healthz."""
+    metrics_port: Port = 9101
+    """Port of /metrics and /healthz. 0: a free one."""
+    plot: Path | None = None
+    """Write a picture of queue depth, action age and tick lateness here at the end."""
+    debug_visualize_queue_size: bool = False
+    """LeRobot's name for plot: writes longarm-run.png."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much to log."""
+
+    @field_validator("robot", mode="before")
+    @classmethod
+    def _parse_robot(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            parsed = yaml.safe_load(value)  # JSON is YAML too
+        except yaml.YAMLError as error:
+            raise ValueError(f"Expected JSON or YAML: {error}") from None
+        if not isinstance(parsed, dict):
+            raise ValueError("Expected a mapping such as {type: so101_follower, port: /dev/ttyACM0}")
+        return parsed
+
+    @field_validator("server_address")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+            raise ValueError("Expected host:port with a port between 1 and 65535")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.safety.on_stop is StopRule.REST and self.safety.rest_seconds > 60:
+            raise ValueError("Expected safety.rest_seconds of at most 60 with on_stop=rest")
+        return self
+
+    @property
+    def plot_path(self) -> Path | None:
+        """Where to write the picture of the run, if anywhere."""
+        if self.plot is None and self.debug_visualize_queue_size:
+            return Path("longarm-run.png")
+        return self.plot

@@ -1,0 +1,110 @@
+"""What happened in a run, kept for the summary and the picture: the recent ticks, requests and all the counts."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from longarm_edge.metrics import EdgeMetrics, Observation, Reconnect, Stage, Tick
+
+# At 30 ticks a second this is an hour; older ticks stay in the counts only
+KEPT_TICKS = 108_000
+KEPT_REQUESTS = 20_000
+# Over how many seconds a rate is taken
+RATE_WINDOW = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TickRecord:
+    """One tick of the control loop.
+
+    Attributes:
+      tick: Its number.
+      at: When its command went out, or it was found idle; seconds on the monotonic clock.
+      lateness: Seconds after it was due.
+      outcome: How it ended.
+      depth: Actions left afterwards.
+      age: Age of the executed action in seconds, None without one.
+    """
+
+    tick: int
+    at: float
+    lateness: float
+    outcome: Tick
+    depth: int
+    age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One answered observation: when its chunk was merged, the seconds from capture to merge, and its parts."""
+
+    at: float
+    latency: float
+    stages: Mapping[Stage, float]
+
+
+@dataclass
+class Trace:
+    """Records the run and moves the metrics. Each part has one writer: the control loop or the planner."""
+
+    metrics: EdgeMetrics
+    ticks: deque[TickRecord] = field(default_factory=lambda: deque(maxlen=KEPT_TICKS))
+    requests: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+    tick_counts: Counter[Tick] = field(default_factory=Counter)
+    observation_counts: Counter[Observation] = field(default_factory=Counter)
+    reconnect_counts: Counter[Reconnect] = field(default_factory=Counter)
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    _sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tick(self, record: TickRecord, skipped: int) -> None:
+        """A tick ended, and skipped ticks after it were given up."""
+        self.ticks.append(record)
+        self.tick_counts[record.outcome] += 1
+        self.metrics.ticks.labels(record.outcome).inc()
+        self.metrics.lateness.observe(record.lateness)
+        if record.age is not None:
+            self.metrics.action_age.observe(record.age)
+        if skipped:
+            self.tick_counts[Tick.SKIPPED] += skipped
+            self.metrics.ticks.labels(Tick.SKIPPED).inc(skipped)
+
+    def sent(self, at: float) -> None:
+        """An observation goes to the service."""
+        with self._lock:
+            self._sent_at.append(at)
+        self.metrics.sent.inc()
+
+    def bytes_moved(self, sent: int, received: int) -> None:
+        """A call carried so many bytes."""
+        self.sent_bytes += sent
+        self.received_bytes += received
+        self.metrics.sent_bytes.inc(sent)
+        self.metrics.received_bytes.inc(received)
+
+    def answered(self, record: RequestRecord) -> None:
+        """A chunk was merged."""
+        self.requests.append(record)
+        self.observation(Observation.ANSWERED)
+        self.metrics.inference_latency.observe(record.latency)
+        for stage, seconds in record.stages.items():
+            self.metrics.stages.labels(stage).observe(seconds)
+
+    def observation(self, outcome: Observation) -> None:
+        """An observation ended."""
+        self.observation_counts[outcome] += 1
+        self.metrics.observations.labels(outcome).inc()
+        if outcome is Observation.FILTERED:
+            self.metrics.filtered.labels("similar").inc()
+
+    def reconnected(self, reason: Reconnect) -> None:
+        """A session was opened anew."""
+        self.reconnect_counts[reason] += 1
+        self.metrics.reconnects.labels(reason).inc()
+
+    def observation_fps(self, now: float) -> float:
+        """Returns the observations sent per second over the last RATE_WINDOW seconds."""
+        with self._lock:
+            return sum(now - at <= RATE_WINDOW for at in self._sent_at) / RATE_WINDOW

@@ -1,0 +1,375 @@
+"""The tunnel by the system's ssh, for what only it can do; the same settings, messages and host key policy.
+
+ssh -N as everybody uses it costs 44 ms a round trip for larger requests: sshd turns Nagle's algorithm off only once a
+command runs. So this one runs a command that waits. It also says when the connection is ready, and it ends, and ssh
+with it, when our pipe closes.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from longarm_edge.tunnel import keys, tether
+from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
+from longarm_edge.tunnel.host_keys import HostKey, host_name
+from longarm_edge.tunnel.link import Route, dial, forward_refused, nothing_listens, tcp_traffic
+from longarm_edge.tunnel.questions import Questions
+from longarm_edge.tunnel.settings import SshSettings
+
+SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+READY = "LONGARM-TUNNEL-READY"
+REMOTE_COMMAND = f"echo {READY}; exec cat >/dev/null"
+# ssh's own failures; any other code is the remote command's
+SSH_FAILED = 255
+SESSION_REFUSED = re.compile(r"^channel \d+: open failed|request failed on channel")
+# Seconds to learn whether the account runs commands. A shell that takes longer to start, with conda in its profile say,
+# holds up nothing: the ports are forwarded by then
+SHELL_TIMEOUT = 2.0
+# What ssh says in any case: not kept
+_NO_NEWS = ("debug1: ", "Transferred: ", "Bytes per second: ")
+_OPEN_FAILED = re.compile(r"^channel (\d+): open failed: ([a-z ]+)")
+_CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port (\d+) for ")
+
+# What ssh says, and what it means. The first that is found counts
+_SAYINGS = (
+    (r"Permission denied \(|Too many authentication failures|No more authentication methods", Cause.AUTHENTICATION),
+    (r"^channel \d+: open failed: administratively prohibited", Cause.FORWARD_REFUSED),
+    (r"^channel \d+: open failed", Cause.TCP),
+    (r"Could not resolve hostname", Cause.DNS),
+    (r"ssh: connect to (host|address) ", Cause.TCP),
+    (r"Address already in use|Could not request local forwarding|cannot listen to port", Cause.LOCAL_PORT),
+    (r"Bad configuration option|Bad owner or permissions|bad configuration|Unsupported option", Cause.CONFIGURATION),
+    (r"Unable to negotiate|kex_exchange_identification|banner exchange|timed out", Cause.HANDSHAKE),
+)
+_PERMANENT = (Cause.AUTHENTICATION, Cause.CONFIGURATION, Cause.FORWARD_REFUSED)
+_ADVICE = {
+    Cause.AUTHENTICATION: "Check LONGARM_EDGE_SSH__USER, __KEY_FILE and __PASSWORD_FILE.",
+    Cause.DNS: "Check LONGARM_EDGE_SSH__HOST and the network.",
+    Cause.TCP: "Check that the machine and its SSH server run, and the port (LONGARM_EDGE_SSH__PORT).",
+    Cause.CONFIGURATION: "Longarm needs OpenSSH 8.5 or newer; or set LONGARM_EDGE_SSH__BACKEND=paramiko.",
+    Cause.FORWARD_REFUSED: "The jump host has to allow it: AllowTcpForwarding and PermitOpen in its sshd_config.",
+    Cause.HANDSHAKE: "Check that an SSH server answers there.",
+}
+
+
+def connect(route: Route) -> "OpensshLink":
+    """Returns an established link, see longarm_edge.tunnel.link.Connect."""
+    settings = route.settings
+    if shutil.which("ssh") is None:
+        raise PermanentTunnelError(
+            Cause.CONFIGURATION,
+            "There is no ssh on this machine. Install openssh-client, or set LONGARM_EDGE_SSH__BACKEND=paramiko.",
+        )
+    keys.check(settings)
+    try:
+        return _connect(route, with_command=True)
+    except _NoShellError:
+        route.warn(
+            "The SSH server runs no commands for this account, so it keeps waiting to fill its packets: expect up to "
+            "44 ms more per round trip. The paramiko backend may do better."
+        )
+        return _connect(route, with_command=False)
+
+
+def _connect(route: Route, *, with_command: bool) -> "OpensshLink":
+    settings = route.settings
+    call = _Call(route)
+    with Questions({"host-key": call.host_key, "secret": call.secret, "dial": call.dial}) as questions:
+        config = questions.directory / "config"
+        config.write_text(_config(settings, questions))
+        call.learn(_effective(config, settings))
+        options = _options(route, config, call, questions)
+        if with_command:
+            arguments = [*options, "--", settings.host, REMOTE_COMMAND]
+        else:
+            arguments = [*options, "-N", "--", settings.host]
+        link = OpensshLink(route, arguments, _environment(questions), call)
+        try:
+            link.wait_ready(READY if with_command else call.logged_in)
+        except BaseException:
+            link.close()
+            # What was refused here is the reason for whatever ssh says about it
+            if questions.error is not None:
+                raise questions.error from None
+            raise
+        return link
+
+
+class _NoShellError(TunnelError):
+    """The account can log in and run nothing."""
+
+
+class _Call:
+    """The answers to ssh's questions about one connection."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._target = ""
+        self.direct = False
+        self.logged_in = ""
+        self.connection: socket.socket | None = None
+
+    def learn(self, effective: dict[str, str]) -> None:
+        """Takes in what ssh makes of its configuration."""
+        self._target = f"{effective.get('user', '')}@{effective.get('hostname', '')}"
+        self.direct = all(effective.get(name, "none") == "none" for name in ("proxyjump", "proxycommand"))
+        # A jump host's ssh says the like of itself
+        how = "[" if self.direct else "via proxy"
+        self.logged_in = f"Authenticated to {effective.get('hostname', '')} ({how}"
+
+    def host_key(self, occasion: str, given: str, alias: str, port: str, name: str, key_type: str, body: str) -> str:
+        """Returns lines of known_hosts: those known beforehand, and at last the one that may be trusted."""
+        host_keys = self._route.host_keys
+        if occasion == "ORDER":
+            # Here, and only here, ssh's name for the host lacks the port and the alias
+            trusted = host_keys.known(host_name(name, int(port))) + host_keys.known(alias)
+        else:
+            key = HostKey(key_type, body)
+            host_keys.check(name, key, pinned=given == self._route.settings.host)
+            trusted = [key]
+        return "".join(f"{name} {key.key_type} {key.body}\n" for key in trusted)
+
+    def secret(self, prompt: str) -> str | None:
+        """Returns the passphrase, or the password if it is the target that asks for it."""
+        if "passphrase" in prompt.lower():
+            return self._route.settings.read_passphrase() or None
+        if self._target in prompt:
+            return self._route.settings.read_password() or None
+        return None
+
+    def dial(self, host: str, port: str) -> socket.socket:
+        """Returns a connection for ssh. Ours stays open beside it, to count bytes."""
+        self.hang_up()
+        self.connection = dial(host, int(port), self._route.settings)
+        return self.connection
+
+    def hang_up(self) -> None:
+        """Closes our side of the connection."""
+        if self.connection is not None:
+            self.connection.close()
+
+
+class OpensshLink:
+    """See longarm_edge.tunnel.link.Link."""
+
+    def __init__(self, route: Route, arguments: list[str], environment: dict[str, str], call: _Call) -> None:
+        """Starts ssh."""
+        self.ended = threading.Event()
+        self.forward_error: TunnelError | None = None
+        self._settings = route.settings
+        self._service_port = route.ports[0]
+        self._call = call
+        self._ready = False
+        self._failed: dict[str, str] = {}
+        self._lines: deque[str] = deque(maxlen=20)
+        self._heard = threading.Condition()
+        # Tied to us, in a process group of its own: with it goes what it started itself, for a jump host say
+        self._process = subprocess.Popen(  # noqa: S603  # nothing of it comes from the network
+            [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), "ssh", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        self._threads = [
+            threading.Thread(target=target, name=f"ssh-{target.__name__.strip('_')}", daemon=True)
+            for target in (self._read, self._wait)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_ready(self, sign: str) -> None:
+        """Returns once ssh has said sign.
+
+        Raises:
+          _NoShellError: The login works and the command does not.
+          TunnelError: ssh gave up, or said nothing in time.
+        """
+        # Dialling, shaking hands and logging in
+        self._wait_for(self._call.logged_in, 3 * self._settings.connect_timeout)
+        if not self._said(self._call.logged_in):
+            if self.ended.is_set():
+                raise self.loss()
+            raise TunnelError(Cause.HANDSHAKE, f"ssh was not logged in in time. It last said: {self._last()}")
+        self._wait_for(sign, SHELL_TIMEOUT)
+        if not self.ended.is_set():
+            self._ready = True
+        elif self._process.poll() != SSH_FAILED or any(map(SESSION_REFUSED.search, self._lines_so_far())):
+            raise _NoShellError(Cause.CLOSED, "The account runs no commands.")
+        else:
+            raise self.loss()
+
+    def _wait_for(self, sign: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        with self._heard:
+            while not self._said(sign) and not self.ended.is_set() and (left := deadline - time.monotonic()) > 0:
+                self._heard.wait(left)
+
+    def loss(self) -> TunnelError:
+        """Returns why the connection is gone."""
+        lines = self._lines_so_far()
+        for line in lines:
+            if re.search(r"Timeout, server .* not responding", line):
+                return TunnelError(
+                    Cause.SILENT, f"The link gave no sign of life for {self._settings.silence_timeout:g} s."
+                )
+        if self._ready:
+            return TunnelError(Cause.CLOSED, f"The link was closed by the far side or the network ({self._last()}).")
+        for pattern, cause in _SAYINGS:
+            for line in lines:
+                if re.search(pattern, line):
+                    kind = PermanentTunnelError if cause in _PERMANENT else TunnelError
+                    return kind(cause, f"ssh says: {line.rstrip('.')}. {_ADVICE.get(cause, '')}".strip())
+        return TunnelError(Cause.HANDSHAKE, f"The connection ended during the login ({self._last()}).")
+
+    def traffic(self) -> tuple[int, int]:
+        """Returns the bytes sent and received so far, encryption included; 0 through jump hosts."""
+        return tcp_traffic(self._call.connection) if self._call.connection is not None else (0, 0)
+
+    def close(self) -> None:
+        """Ends ssh and what it started."""
+        self.ended.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._call.hang_up()
+
+    def _said(self, what: str) -> bool:
+        return any(what in line for line in self._lines_so_far())
+
+    def _last(self) -> str:
+        return next(reversed(self._lines_so_far()), "nothing")
+
+    def _lines_so_far(self) -> list[str]:
+        with self._heard:
+            return list(self._lines)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+        for raw in self._process.stdout:
+            line = raw.decode(errors="replace").strip()
+            self._take_note(line)
+            if not line or line.startswith(_NO_NEWS):
+                continue
+            with self._heard:
+                self._lines.append(line)
+                self._heard.notify_all()
+
+    def _take_note(self, line: str) -> None:
+        """Notices forwards that fail. ssh first says which channel and why, and in another line whose it was."""
+        if failed := _OPEN_FAILED.search(line):
+            self._failed[failed[1]] = failed[2]
+        elif (freed := _CHANNEL_FREED.search(line)) and int(freed[2]) == self._service_port:
+            port = self._settings.service_port
+            match self._failed.pop(freed[1], ""):
+                case "administratively prohibited":
+                    self.forward_error = forward_refused(port)
+                case "connect failed":
+                    self.forward_error = nothing_listens(port)
+
+    def _wait(self) -> None:
+        self._process.wait()
+        # Its last words may still be in the pipe
+        self._threads[0].join(1)
+        self.ended.set()
+        with self._heard:
+            self._heard.notify_all()
+
+
+def _config(settings: SshSettings, questions: Questions) -> str:
+    """Returns a configuration for every host on the way. What comes first wins, so the user's own comes last."""
+    files = [file for file in (settings.config_file, SYSTEM_CONFIG) if file is not None and file.is_file()]
+    secrets = settings.read_password() or settings.read_passphrase()
+    # ssh counts seconds: one of silence before the first question, one for each without an answer
+    count = max(1, round(settings.silence_timeout) - 1)
+    return "\n".join(
+        [
+            f"KnownHostsCommand {questions.command('host-key')} %I %n %k %p %H %t %K",
+            "StrictHostKeyChecking yes",
+            "UserKnownHostsFile none",
+            "GlobalKnownHostsFile none",
+            "CheckHostIP no",
+            "UpdateHostKeys no",
+            "HashKnownHosts no",
+            f"BatchMode {'no' if secrets else 'yes'}",
+            "NumberOfPasswordPrompts 1",
+            "ServerAliveInterval 1",
+            f"ServerAliveCountMax {count}",
+            f"ConnectTimeout {max(1, round(settings.connect_timeout))}",
+            "TCPKeepAlive yes",
+            "ControlMaster no",
+            "ControlPath none",
+            "ForwardAgent no",
+            "ForwardX11 no",
+            "PermitLocalCommand no",
+            "AddKeysToAgent no",
+            "Compression no",
+            "Ciphers ^aes128-gcm@openssh.com",
+            # ssh marks what is no terminal as bulk, which a wireless network then lets wait
+            "IPQoS none",
+            "LogLevel DEBUG1",  # below it, ssh does not say which forward it was that failed
+            *([] if settings.agent else ["IdentityAgent none"]),
+            *(f'Include "{file}"' for file in files),
+            "",
+        ]
+    )
+
+
+def _options(route: Route, config: Path, call: _Call, questions: Questions) -> list[str]:
+    """Returns the options for the target alone."""
+    settings = route.settings
+    options = ["-F", str(config), "-T", "-o", "ExitOnForwardFailure=yes", "-o", "RemoteCommand=none"]
+    if call.direct:
+        options += ["-o", f"ProxyCommand={questions.command('dial')} %h %p", "-o", "ProxyUseFdpass=yes"]
+    for local, far in zip(route.ports, settings.forwards, strict=True):
+        options += ["-L", f"127.0.0.1:{local}:127.0.0.1:{far}"]
+    return options + _target(settings)
+
+
+def _target(settings: SshSettings) -> list[str]:
+    options = []
+    if settings.port:
+        options += ["-p", str(settings.port)]
+    if settings.user:
+        options += ["-l", settings.user]
+    if settings.key_file is not None:
+        # The agent may do the work for this key, and offers no other
+        options += ["-i", str(settings.key_file), "-o", "IdentitiesOnly=yes"]
+    return options
+
+
+def _effective(config: Path, settings: SshSettings) -> dict[str, str]:
+    """Returns what ssh makes of its configuration, by option in lower case."""
+    found = subprocess.run(  # noqa: S603  # the user's own configuration
+        ["ssh", "-G", "-F", str(config), *_target(settings), "--", settings.host],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=settings.connect_timeout,
+    )
+    if found.returncode:
+        raise PermanentTunnelError(
+            Cause.CONFIGURATION, f"ssh says: {found.stderr.strip()}. {_ADVICE[Cause.CONFIGURATION]}"
+        )
+    return dict(line.split(" ", 1) for line in found.stdout.splitlines() if " " in line)
+
+
+def _environment(questions: Questions) -> dict[str, str]:
+    asking = {"SSH_ASKPASS": str(questions.program("secret")), "SSH_ASKPASS_REQUIRE": "force"}
+    # Messages are read, so they have to be in the language they are looked for in
+    return {**os.environ, **asking, "LC_ALL": "C"}

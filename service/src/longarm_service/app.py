@@ -1,0 +1,187 @@
+"""Puts the service together, starts it, and ends it in good order."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
+from longarm_service.line import Clock
+from longarm_service.metrics import ServiceMetrics
+from longarm_service.policy import PolicyChoice, PolicyLoader
+from longarm_service.server import PolicyServicer
+from longarm_service.sessions import SessionTable
+from longarm_service.settings import ServiceSettings
+from longarm_service.shelf import PolicyShelf
+from longarm_service.worker import Worker
+from longarm_wire import limits
+from longarm_wire.errors import WireError
+from longarm_wire.http import HttpEndpoint
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+EXPIRY_PERIOD_SECONDS = 5.0
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", limits.MAX_RESPONSE_BYTES),
+    # A second service on the same port must fail, not take every other robot
+    ("grpc.so_reuseport", 0),
+    # Robots ping through their tunnel to notice a dead link; gRPC would hang up on more than one ping in 5 minutes
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class StartupError(Exception):
+    """The service can never start as configured. The message says what to change."""
+
+
+class Service:
+    """A running service. Entering binds both ports and answers; prepare makes it ready; leaving drains it."""
+
+    def __init__(
+        self, settings: ServiceSettings, make_loader: Callable[[], PolicyLoader], clock: Clock = time.monotonic
+    ) -> None:
+        """Puts the parts together.
+
+        Args:
+          settings: All of them.
+          make_loader: Makes what loads policies; called once, on the loading thread.
+          clock: For session expiry and queue times, in seconds.
+        """
+        self.metrics = ServiceMetrics()
+        self.port = 0
+        self.metrics_port = 0
+        self._settings = settings
+        self._shelf = PolicyShelf(make_loader, settings.max_loaded_policies, self.metrics)
+        self._worker = Worker(settings.obs_queue_timeout, self.metrics, clock)
+        self._sessions = SessionTable(settings.max_session_count, settings.session_idle_timeout, self.metrics, clock)
+        self._servicer = PolicyServicer(settings, self._shelf, self._worker, self._sessions, self.metrics)
+        self._health = health.aio.HealthServicer()
+        self._state = "starting"
+        self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is still in the middle of something that cannot be interrupted."""
+        return self._worker.busy or self._shelf.busy
+
+    async def __aenter__(self) -> Self:
+        """Binds and answers: health says NOT_SERVING until prepare is done.
+
+        Raises:
+          StartupError: A port is taken.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            # The HTTP endpoint outlives the rest, so that the drain can be watched
+            self._start_http(stack)
+            await stack.enter_async_context(self._worker)
+            server = await self._start_grpc()
+            # Predictions are answered by then. What is left are watches of health and reflection, which never end
+            stack.push_async_callback(server.stop, grace=0)
+            expiry = asyncio.create_task(self._expire_sessions(), name="expire sessions")
+            stack.callback(expiry.cancel)
+            self._announce(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drains: what runs is answered within drain_timeout, what begins is refused."""
+        self._state = "draining"
+        await self._health.enter_graceful_shutdown()
+        await self._servicer.drain(self._settings.drain_timeout)
+        await self._stack.aclose()
+
+    async def prepare(self) -> None:
+        """Loads what is to be preloaded and makes the service ready.
+
+        Raises:
+          StartupError: A policy does not load, or the device is not there.
+        """
+        try:
+            loader = await self._shelf.start()
+            facts = {f"{library}_version": version for library, version in loader.library_versions.items()}
+            self.metrics.describe({**facts, "device": loader.device}, loader.device_memory)
+            for name in self._settings.preload:
+                lease = await self._shelf.borrow(PolicyChoice(name), lambda _: None)
+                lease.release()
+        except WireError as error:
+            raise StartupError(f"{error.reason}: {error.message}") from error
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, SERVING)
+        self._state = "ready"
+        host = self._settings.host
+        logger.info(
+            "ready: listening on %s:%d, metrics on http://%s:%d/metrics, device %s %s",
+            host,
+            self.port,
+            self._settings.metrics_host,
+            self.metrics_port,
+            loader.device,
+            loader.device_name,
+        )
+
+    def _start_http(self, stack: contextlib.AsyncExitStack) -> None:
+        checks = {
+            "/healthz": lambda: (True, "alive"),
+            "/readyz": lambda: (self._state == "ready", self._state),
+        }
+        try:
+            http = HttpEndpoint(self._settings.metrics_host, self._settings.metrics_port, self.metrics.registry, checks)
+        except OSError as error:
+            raise StartupError(f"{error.strerror}. Set LONGARM_SERVICE_METRICS_PORT to another port.") from error
+        self.metrics_port = http.port
+        stack.enter_context(http)
+
+    async def _start_grpc(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        pb_grpc.add_PolicyServiceServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, NOT_SERVING)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = f"{self._settings.host}:{self._settings.port}"
+        try:
+            self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartupError(
+                f"Cannot listen on {address}: the port is taken or the address is not this machine's. "
+                "Set LONGARM_SERVICE_PORT (--port) to another port, or stop what listens there."
+            ) from error
+        await server.start()
+        return server
+
+    def _announce(self, stack: contextlib.AsyncExitStack) -> None:
+        path = self._settings.announce
+        if path is None:
+            return
+        # In one step, so that nobody reads half of it
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        ports = {"port": self.port, "metrics_port": self.metrics_port}
+        try:
+            draft.write_text(json.dumps(ports) + "\n", encoding="utf-8")
+            draft.replace(path)
+        except OSError as error:
+            raise StartupError(f"Cannot write {path} (announce): {error.strerror}.") from error
+        stack.callback(path.unlink, missing_ok=True)
+
+    async def _expire_sessions(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_PERIOD_SECONDS)
+            self._sessions.expire()

@@ -1,0 +1,283 @@
+"""Loads LeRobot checkpoints: checks that the service can run them rightly, builds them, warms them up."""
+
+import gc
+import logging
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from lerobot.configs import FeatureType, PreTrainedConfig
+from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service import checkpoint as checkpoints
+from longarm_service.checkpoint import Checkpoint
+from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
+from longarm_service.policy import (
+    DeviceMemory,
+    Fingerprint,
+    LoadedPolicy,
+    Observation,
+    PolicyChoice,
+    PolicyLoader,
+    Report,
+)
+from longarm_wire.errors import Reason, WireError
+from longarm_wire.specs import PolicySpec
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The first prediction takes one-off work (kernels, caches, compilation), the second shows the time that stays
+WARM_UP_PREDICTIONS = 2
+RENAME_STEP = "rename_observations_processor"
+DEVICE_STEP = "device_processor"
+
+# Policies whose predict_action_chunk is wrong or impossible when called once per chunk by several robots
+UNSUPPORTED = {
+    "gaussian_actor": "it gives single actions, no chunks",
+    "lingbot_va": "it continues a video of everything executed since its last chunk, which requests do not carry",
+    "tdmpc": "it plans each step from its plan of the step before, which chunks from a far service break",
+}
+
+
+class LerobotLoader(PolicyLoader):
+    """Loads any LeRobot policy with predict_action_chunk, plugins included."""
+
+    def __init__(self, device: str = "auto", dtype: str = "", compiled: bool = False, torch_threads: int = 0) -> None:
+        """Finds the default device and registers LeRobot's third-party policies.
+
+        Args:
+          device: "auto", or as torch names it.
+          dtype: Default type to cast weights to; empty for none.
+          compiled: Whether to compile policies.
+          torch_threads: Threads on the CPU; 0 for torch's choice.
+
+        Raises:
+          WireError: INVALID_REQUEST; the device is not there.
+        """
+        if torch_threads:
+            torch.set_num_threads(torch_threads)
+        register_third_party_plugins()
+        self.device = _best_device() if device == "auto" else _checked_device(device)
+        self.device_name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else ""
+        self.library_versions = {name: version(name) for name in ("lerobot", "torch")}
+        self.dtype = dtype
+        self._compiled = compiled
+
+    def load(self, choice: PolicyChoice, report: Report) -> LerobotPolicy:
+        """See PolicyLoader.load."""
+        device = _checked_device(choice.device or self.device)
+        dtype = _checked_dtype(choice.dtype or self.dtype)
+        found = checkpoints.find(choice.pretrained_name_or_path, choice.revision, report)
+        _check_supported(found)
+        report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message=f"Loading {found.policy_type} onto {device}"))
+        config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.directory))
+        config.device = device
+        # Some policies fetch their base model again unless they know that weights will follow
+        config.pretrained_path = found.directory
+        cameras, state_dim = _inputs(found, config)
+        model = _attempt(found, "its weights", lambda: self._build(found, config, dtype))
+        renames = _saved_renames(found)
+
+        def make_processors() -> LerobotProcessors:
+            return _make_processors(found, config, model.device, renames)
+
+        processors = _attempt(found, "its processors", make_processors)
+        zeros = Observation(
+            state=np.zeros(state_dim, np.float32),
+            images={key: np.zeros((*size, 3), np.uint8) for key, size in cameras.items()},
+            task="warm up",
+            robot_type="",
+        )
+        actions = self._warm_up(found, model, processors, zeros, report)
+        names = getattr(config, "action_feature_names", None)
+        return LerobotPolicy(
+            spec=PolicySpec(
+                policy_type=found.policy_type,
+                # Measured and not read from the configuration, where each type of policy has names of its own for it
+                action_dim=actions.shape[1],
+                chunk_size=actions.shape[0],
+                state_dim=state_dim,
+                cameras=cameras,
+                action_names=tuple(names) if names and len(names) == actions.shape[1] else None,
+            ),
+            fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
+            saved_renames=renames,
+            model=model,
+            make_processors=make_processors,
+        )
+
+    def is_current(self, policy: LoadedPolicy) -> bool:
+        """Compares digests of directories. What came from the hub stays what it was."""
+        known = policy.fingerprint
+        directory = Path(known.pretrained_name_or_path)
+        return bool(known.revision) or not directory.is_dir() or checkpoints.digest(directory) == known.digest
+
+    def release_memory(self) -> None:
+        """Collects dropped policies, whose modules refer to each other, and empties torch's cache of device memory."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def device_memory(self) -> list[DeviceMemory]:
+        """Returns one entry per visible CUDA device that torch has used."""
+        if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+            return []
+        return [
+            DeviceMemory(
+                device=f"cuda:{index}",
+                allocated_bytes=torch.cuda.memory_allocated(index),
+                reserved_bytes=torch.cuda.memory_reserved(index),
+                total_bytes=torch.cuda.get_device_properties(index).total_memory,
+                utilization=_utilization(index),
+            )
+            for index in range(torch.cuda.device_count())
+        ]
+
+    def _build(self, found: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype | None) -> Model:
+        policy = get_policy_class(found.policy_type).from_pretrained(str(found.directory), config=config)
+        policy.to(config.device, dtype=dtype).eval()
+        # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
+        return Model(policy, None if dtype is torch.float32 else dtype, self._compiled)
+
+    def _warm_up(
+        self, found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation, report: Report
+    ) -> np.ndarray:
+        stage = pb.PROGRESS_STAGE_COMPILING if self._compiled else pb.PROGRESS_STAGE_WARMING_UP
+        for done in range(WARM_UP_PREDICTIONS):
+            report(pb.Progress(stage=stage, fraction=done / WARM_UP_PREDICTIONS, message="First predictions"))
+            actions = _attempt(
+                found,
+                "its first prediction",
+                lambda: processors.postprocess(model.predict(processors.preprocess(zeros))),
+            )
+            stage = pb.PROGRESS_STAGE_WARMING_UP
+        report(pb.Progress(stage=stage, fraction=1.0, message="Ready"))
+        if actions.ndim != 2 or not actions.size:
+            raise WireError(
+                Reason.POLICY_UNSUPPORTED,
+                f"Expected {found.policy_type} to give a chunk of shape (steps, action_dim), found {actions.shape}.",
+            )
+        return actions
+
+
+def _check_supported(found: Checkpoint) -> None:
+    kind = found.policy_type
+    if kind not in PreTrainedConfig.get_known_choices():
+        raise WireError(
+            Reason.POLICY_UNSUPPORTED,
+            f"{found.name!r} is a policy of type {kind!r}, which LeRobot {version('lerobot')} does not know. Known: "
+            f"{', '.join(sorted(PreTrainedConfig.get_known_choices()))}. A plugin named lerobot_policy_... can add it.",
+        )
+    steps = found.config.get("n_obs_steps", 1)
+    if kind in UNSUPPORTED:
+        reason = UNSUPPORTED[kind]
+    elif isinstance(steps, int) and steps > 1:
+        # One observation a chunk would put the frames of its history a chunk apart, and the answer would be wrong
+        reason = f"it looks at the last {steps} frames at the control rate (n_obs_steps), and requests carry one"
+    elif found.config.get("use_peft"):
+        reason = "it is a PEFT adapter; merge it into its base model (merge_and_unload) and save that"
+    else:
+        return
+    raise WireError(Reason.POLICY_UNSUPPORTED, f"Cannot serve the {kind} policy {found.name!r}: {reason}.")
+
+
+def _inputs(found: Checkpoint, config: PreTrainedConfig) -> tuple[dict[str, tuple[int, int]], int]:
+    """Returns the size of each camera's frames by feature key, and the length of the state."""
+    cameras: dict[str, tuple[int, int]] = {}
+    state_dim = 0
+    for key, feature in (config.input_features or {}).items():
+        shape = tuple(feature.shape)
+        if feature.type is FeatureType.VISUAL and len(shape) == 3 and shape[0] == 3:
+            cameras[key] = (shape[1], shape[2])
+        elif feature.type is FeatureType.STATE and key == OBS_STATE and len(shape) == 1:
+            state_dim = shape[0]
+        elif feature.type is not FeatureType.LANGUAGE:
+            raise WireError(
+                Reason.POLICY_UNSUPPORTED,
+                f"Cannot serve the {found.policy_type} policy {found.name!r}: it looks at {key!r} "
+                f"({feature.type.value}, shape {shape}). Requests carry RGB frames and one state of joints.",
+            )
+    return cameras, state_dim
+
+
+def _saved_renames(found: Checkpoint) -> dict[str, str]:
+    for step in found.preprocessor.get("steps", []):
+        if step.get("registry_name") == RENAME_STEP:
+            return dict(step.get("config", {}).get("rename_map") or {})
+    return {}
+
+
+def _make_processors(
+    found: Checkpoint, config: PreTrainedConfig, device: torch.device, renames: Mapping[str, str]
+) -> LerobotProcessors:
+    steps = [step.get("registry_name") for step in found.preprocessor.get("steps", [])]
+    preprocessor, postprocessor = make_pre_post_processors(
+        config,
+        pretrained_path=str(found.directory),
+        # The rename step stays as it was saved: observations are fed under the names that it expects
+        preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
+    )
+    return LerobotProcessors(preprocessor, postprocessor, device, {new: old for old, new in renames.items()})
+
+
+def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
+    """Returns what action returns, or fails with POLICY_LOAD_FAILED that names the checkpoint and the part of it."""
+    try:
+        return action()
+    except WireError:
+        raise
+    except Exception as error:  # LeRobot, torch and plugins raise what they like
+        logger.exception("Loading %s failed at %s", found.name, what)
+        first_line = (str(error).strip().splitlines() or [""])[0][:500]
+        raise WireError(
+            Reason.POLICY_LOAD_FAILED,
+            f"The {found.policy_type} checkpoint {found.name!r} does not load: {what}: "
+            f"{type(error).__name__}: {first_line}",
+        ) from error
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _checked_device(name: str) -> str:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise WireError(
+            Reason.INVALID_REQUEST, f"Expected a device such as cuda, cuda:1, mps or cpu, found {name!r}."
+        ) from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise WireError(
+            Reason.INVALID_REQUEST,
+            f"The service's machine has no device {name!r} that torch {version('torch')} can use. "
+            f"It has {_best_device()}.",
+        )
+    return name
+
+
+def _checked_dtype(name: str) -> torch.dtype | None:
+    if name and name not in DTYPES:
+        raise WireError(Reason.INVALID_REQUEST, f"Expected a dtype of {', '.join(DTYPES)}, found {name!r}.")
+    return DTYPES.get(name)
+
+
+def _utilization(index: int) -> float | None:
+    try:
+        return float(torch.cuda.utilization(index)) / 100
+    except (ModuleNotFoundError, RuntimeError):
+        # Needs NVIDIA's management library, which is no dependency of ours
+        return None

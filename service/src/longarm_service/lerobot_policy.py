@@ -1,0 +1,147 @@
+"""LeRobot's policies and processors behind the service's boundary. This module and lerobot_loader import torch."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.policies import PreTrainedPolicy
+from lerobot.policies.utils import populate_queues
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from longarm_service.policy import Fingerprint, LoadedPolicy, Observation, Processors
+from longarm_wire.specs import PolicySpec
+
+Batch = dict[str, Any]
+
+
+class LerobotProcessors(Processors):
+    """The checkpoint's saved pre- and postprocessor, one pair per session.
+
+    A pair has memory: relative actions are decoded against the state that the preprocessor saw last.
+    """
+
+    def __init__(
+        self, preprocessor: Any, postprocessor: Any, device: torch.device, fed_keys: Mapping[str, str]
+    ) -> None:
+        """Takes loaded pipelines.
+
+        Args:
+          preprocessor: PolicyProcessorPipeline that ends on device.
+          postprocessor: PolicyProcessorPipeline that ends on the CPU.
+          device: Where the policy is.
+          fed_keys: From the policy's feature key to the name that the saved rename step expects, where it has one.
+        """
+        self._preprocessor = preprocessor
+        self._postprocessor = postprocessor
+        self._device = device
+        self._fed_keys = fed_keys
+
+    def preprocess(self, observation: Observation) -> Batch:
+        """Returns the policy's input batch of one, on the device.
+
+        Frames become float32 of shape (1, 3, height, width) in [0, 1] and the state (1, state_dim), as LeRobot's own
+        rollout feeds its preprocessor. Frames cross to the device as bytes, a quarter of what floats would take.
+        """
+        batch: Batch = {"task": observation.task, "robot_type": observation.robot_type}
+        if observation.state.size:
+            batch[self._fed(OBS_STATE)] = torch.tensor(observation.state).unsqueeze(0)
+        with torch.inference_mode():
+            for key, frame in observation.images.items():
+                batch[self._fed(key)] = _image_tensor(frame, self._device)
+            return dict(self._preprocessor(batch))
+
+    def postprocess(self, chunk: torch.Tensor) -> np.ndarray:
+        """Returns robot-space actions, float32 of shape (steps, action_dim), of a chunk of shape (1, steps, dim).
+
+        The whole chunk goes through at once. For elementwise steps that equals LeRobot's step-by-step result, and
+        steps that decode a chunk as a whole (relative actions, GR00T) need it so.
+        """
+        with torch.inference_mode():
+            actions = self._postprocessor(chunk)
+            return np.ascontiguousarray(actions.squeeze(0).to("cpu", torch.float32).numpy())
+
+    def reset(self) -> None:
+        """Resets every step of both pipelines."""
+        self._preprocessor.reset()
+        self._postprocessor.reset()
+
+    def _fed(self, key: str) -> str:
+        return self._fed_keys.get(key, key)
+
+
+class Model:
+    """The forward pass of one policy."""
+
+    def __init__(self, policy: PreTrainedPolicy, autocast: torch.dtype | None = None, compiled: bool = False) -> None:
+        """Takes a policy on its device, in evaluation mode.
+
+        Args:
+          policy: Any LeRobot policy with predict_action_chunk.
+          autocast: Type to compute in where torch holds it safe; set when weights were cast.
+          compiled: Whether to compile on the first prediction.
+        """
+        self._policy = policy
+        self._autocast = autocast
+        self.device = torch.device(str(policy.config.device))
+        self._forward = torch.compile(policy.predict_action_chunk) if compiled else policy.predict_action_chunk
+        queues = getattr(policy, "_queues", None) or {}
+        self._needs_queues = bool(set(queues) - {ACTION})
+
+    def predict(self, batch: Batch) -> torch.Tensor:
+        """Returns the chunk in model space, float32 of shape (1, steps, dim), once it is ready."""
+        with torch.inference_mode(), self._computing():
+            chunk = self._forward(self._queued(batch) if self._needs_queues else batch)
+            chunk = chunk.float()
+            # Without this the wait would be booked on whatever touches the chunk next
+            if chunk.is_cuda:
+                torch.cuda.synchronize(chunk.device)
+        return chunk if chunk.ndim == 3 else chunk.unsqueeze(0)
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        computing: contextlib.AbstractContextManager[Any] = torch.autocast(self.device.type, self._autocast)
+        return computing
+
+    def _queued(self, batch: Batch) -> Batch:
+        """Fills the queues that select_action would have filled, with this observation alone.
+
+        Such policies come here only with n_obs_steps 1. The queues are emptied first, so nothing of another session
+        or of the last chunk is left in them.
+        """
+        self._policy.reset()
+        # LeRobot's processors leave an empty action in, for which there is a queue as well
+        batch = {key: value for key, value in batch.items() if key != ACTION}
+        images = list(self._policy.config.image_features)
+        if images:
+            batch[OBS_IMAGES] = torch.stack([batch[key] for key in images], dim=-4)
+        populate_queues(self._policy._queues, batch)
+        return batch
+
+
+@dataclass(frozen=True)
+class LerobotPolicy(LoadedPolicy):
+    """A loaded LeRobot policy."""
+
+    spec: PolicySpec
+    fingerprint: Fingerprint
+    saved_renames: Mapping[str, str]
+    model: Model
+    make_processors: Callable[[], LerobotProcessors]
+
+    def open_processors(self) -> LerobotProcessors:
+        """Returns the checkpoint's processors, read anew from its files."""
+        return self.make_processors()
+
+    def predict(self, prepared: Batch) -> torch.Tensor:
+        """Returns the chunk in model space; see Model.predict."""
+        return self.model.predict(prepared)
+
+
+def _image_tensor(frame: np.ndarray, device: torch.device) -> torch.Tensor:
+    # A copy, since frames that came raw lie in a read-only buffer
+    pixels = torch.tensor(frame).to(device).permute(2, 0, 1).unsqueeze(0)
+    return pixels.to(torch.float32).div_(255).contiguous()

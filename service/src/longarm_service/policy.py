@@ -1,0 +1,170 @@
+"""The boundary between the service and what runs policies. Nothing here knows LeRobot or torch.
+
+Threads. load is called on one thread, open_processors on any, and everything that belongs to a prediction (preprocess,
+predict, postprocess) on the one worker thread, in this order, without another session's steps between.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_wire.specs import PolicySpec
+
+# Takes news of a load; called on the loading thread
+Report = Callable[[pb.Progress], None]
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """What to load, and how. Two robots with equal choices share one loaded policy.
+
+    Attributes:
+      pretrained_name_or_path: Directory, or name on the model hub.
+      revision: On the hub; empty for the default one.
+      device: Empty for the service's default.
+      dtype: "float32", "bfloat16" or "float16"; empty for the service's default.
+    """
+
+    pretrained_name_or_path: str
+    revision: str = ""
+    device: str = ""
+    dtype: str = ""
+
+
+def is_directory(name: str) -> bool:
+    """Returns whether name is a directory here, and so no name on the hub. Peers may send any text."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Tells one loaded policy from another; the fields of the message of this name."""
+
+    policy_type: str
+    pretrained_name_or_path: str
+    revision: str
+    digest: str
+
+    def to_proto(self) -> pb.PolicyFingerprint:
+        """Returns the fingerprint as a message."""
+        return pb.PolicyFingerprint(
+            policy_type=self.policy_type,
+            pretrained_name_or_path=self.pretrained_name_or_path,
+            revision=self.revision,
+            digest=self.digest,
+        )
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One observation in the policy's names.
+
+    Attributes:
+      state: float32, shape (state_dim,); empty if the policy looks at none.
+      images: From the policy's feature key to uint8 frames of shape (height, width, 3), RGB.
+      task: Instruction; may be empty.
+      robot_type: LeRobot's name of the robot's type.
+    """
+
+    state: np.ndarray
+    images: Mapping[str, np.ndarray]
+    task: str
+    robot_type: str
+
+
+class Processors(ABC):
+    """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
+
+    @abstractmethod
+    def preprocess(self, observation: Observation) -> Any:
+        """Returns what LoadedPolicy.predict takes."""
+
+    @abstractmethod
+    def postprocess(self, chunk: Any) -> np.ndarray:
+        """Returns robot-space actions of a chunk that LoadedPolicy.predict returned for the last observation.
+
+        Returns:
+          float32, shape (steps, action_dim).
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forgets the past: an episode begins."""
+
+
+class LoadedPolicy(ABC):
+    """A policy in memory, warmed up. It keeps nothing from one prediction to the next, so that sessions can share it.
+
+    Attributes:
+      spec: What it wants and gives.
+      fingerprint: What exactly it is.
+      saved_renames: The rename_map that the checkpoint was trained with, robot's keys to policy's.
+    """
+
+    spec: PolicySpec
+    fingerprint: Fingerprint
+    saved_renames: Mapping[str, str]
+
+    @abstractmethod
+    def open_processors(self) -> Processors:
+        """Returns fresh processors for one session. May read files."""
+
+    @abstractmethod
+    def predict(self, prepared: Any) -> Any:
+        """Returns the chunk in model space for what Processors.preprocess returned. Whatever it raises is its fault."""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """How full a GPU is. utilization is 0 to 1, None where unknown; the rest is bytes."""
+
+    device: str
+    allocated_bytes: int
+    reserved_bytes: int
+    total_bytes: int
+    utilization: float | None
+
+
+class PolicyLoader(ABC):
+    """Loads policies.
+
+    Attributes:
+      device: Default device, resolved: never "auto".
+      dtype: Default type to cast weights to; empty for none.
+      device_name: Human name of the device; empty if unknown.
+      library_versions: From library ("lerobot", "torch") to its version.
+    """
+
+    device: str
+    dtype: str
+    device_name: str
+    library_versions: Mapping[str, str]
+
+    @abstractmethod
+    def load(self, choice: PolicyChoice, report: Report) -> LoadedPolicy:
+        """Returns the chosen policy, warmed up.
+
+        Raises:
+          WireError: POLICY_NOT_FOUND, POLICY_LOAD_FAILED, POLICY_UNSUPPORTED, or INVALID_REQUEST for a device or dtype
+            that is not there; the message names the file or the thing.
+        """
+
+    @abstractmethod
+    def is_current(self, policy: LoadedPolicy) -> bool:
+        """Returns whether the files that policy came from are still the same. Takes milliseconds; on any thread."""
+
+    @abstractmethod
+    def release_memory(self) -> None:
+        """Gives memory of policies that nobody refers to any more back to the device."""
+
+    @abstractmethod
+    def device_memory(self) -> list[DeviceMemory]:
+        """Returns how full each GPU in use is; empty without one."""

@@ -1,0 +1,80 @@
+"""Checks what robots send before it gets near a policy, and unpacks it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service.policy import Observation
+from longarm_service.sessions import Session
+from longarm_wire import images, tensors
+from longarm_wire.errors import Reason, WireError
+
+CODECS: Mapping[int, images.Codec] = {
+    pb.IMAGE_CODEC_JPEG: images.Codec.JPEG,
+    pb.IMAGE_CODEC_PNG: images.Codec.PNG,
+    pb.IMAGE_CODEC_RAW: images.Codec.RAW,
+}
+
+
+def check(request: pb.PredictChunkRequest, session: Session) -> None:
+    """Checks everything about request that costs nothing, before it waits for its turn.
+
+    Raises:
+      WireError: INVALID_REQUEST, INVALID_IMAGE or RTC_UNSUPPORTED; the message says expected and found.
+    """
+    size = request.ByteSize()
+    if size > session.max_request_bytes:
+        raise _invalid(f"Expected a request of at most {session.max_request_bytes} bytes, found {size}")
+    for name, value, least in (
+        ("sequence", request.sequence, 1),
+        ("episode", request.episode, 0),
+        ("tick", request.tick, 0),
+    ):
+        if value < least:
+            raise _invalid(f"Expected {name} of at least {least}, found {value}")
+    if request.HasField("rtc_prefix"):
+        raise WireError(Reason.RTC_UNSUPPORTED, "This session does not use real-time chunking; send no rtc_prefix.")
+    found = [image.camera for image in request.images]
+    expected = [camera.name for camera in session.agreement.cameras]
+    if sorted(found) != sorted(expected):
+        raise _invalid(f"Expected one image of each camera {expected}, found {found}")
+    for camera in session.agreement.cameras:
+        image = next(image for image in request.images if image.camera == camera.name)
+        if image.codec not in CODECS:
+            raise _invalid(f"Camera {camera.name!r}: expected codec JPEG, PNG or RAW, found {image.codec}")
+        if (image.height, image.width) != (camera.height, camera.width):
+            raise WireError(
+                Reason.INVALID_IMAGE,
+                f"Camera {camera.name!r}: expected {camera.width}x{camera.height} pixels (width x height) as the "
+                f"session agreed, found {image.width}x{image.height}",
+            )
+
+
+def unpack(request: pb.PredictChunkRequest, session: Session) -> Observation:
+    """Returns the observation in the policy's names. Takes a checked request.
+
+    Raises:
+      WireError: INVALID_REQUEST for the state, INVALID_IMAGE for a frame.
+    """
+    names = session.agreement.state_names
+    try:
+        state = tensors.unpack(request.state, (len(names),))
+    except tensors.TensorError as error:
+        raise _invalid(f"State of {len(names)} values ({', '.join(names)}): {error}") from error
+    if not np.isfinite(state).all():
+        bad = [name for name, value in zip(names, state, strict=True) if not np.isfinite(value)]
+        raise _invalid(f"Expected a finite state, found NaN or infinity in {', '.join(bad)}")
+    frames = {}
+    for image in request.images:
+        try:
+            frame = images.decode(image.data, CODECS[image.codec], image.height, image.width)
+        except images.ImageError as error:
+            raise WireError(Reason.INVALID_IMAGE, f"Camera {image.camera!r}: {error}") from error
+        frames[session.agreement.policy_keys[image.camera]] = frame
+    task = request.task if request.HasField("task") else session.task
+    return Observation(state=state, images=frames, task=task, robot_type=session.robot.robot_type)
+
+
+def _invalid(message: str) -> WireError:
+    return WireError(Reason.INVALID_REQUEST, message)

@@ -1,0 +1,262 @@
+"""The gRPC face of the service."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
+from longarm_service import __version__, failures, requests
+from longarm_service.failures import Context
+from longarm_service.metrics import ServiceMetrics
+from longarm_service.policy import PolicyChoice, is_directory
+from longarm_service.prediction import Prediction, predict
+from longarm_service.sessions import Session, SessionTable, composed_renames
+from longarm_service.settings import ServiceSettings
+from longarm_service.shelf import Lease, PolicyShelf
+from longarm_service.worker import Worker
+from longarm_wire import limits, tensors
+from longarm_wire.errors import Reason, WireError
+from longarm_wire.specs import RobotSpec, agree
+
+# What becomes of an observation that is not answered; any other reason is "invalid"
+OUTCOME_OF_REASON = {
+    Reason.SUPERSEDED: "superseded",
+    Reason.QUEUE_TIMEOUT: "queue_timeout",
+    Reason.POLICY_FAILED: "failed",
+    Reason.POLICY_RETURNED_INVALID: "failed",
+    Reason.SHUTTING_DOWN: "cancelled",
+}
+
+
+class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
+    """Answers the calls of longarm.policy.v1. Runs on the event loop and never blocks it."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        shelf: PolicyShelf,
+        worker: Worker,
+        sessions: SessionTable,
+        metrics: ServiceMetrics,
+    ) -> None:
+        self.metrics = metrics
+        self._settings = settings
+        self._shelf = shelf
+        self._worker = worker
+        self._sessions = sessions
+        self._openings: set[asyncio.Task[Lease]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuses what begins from now on and robots that wait for a load, and lets predictions be answered.
+
+        Returns when the last answer is out, or after grace_seconds.
+        """
+        self._draining = True
+        for opening in self._openings:
+            opening.cancel()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=grace_seconds)
+
+    @failures.unary
+    async def GetServiceInfo(self, _request: pb.GetServiceInfoRequest, _context: Context) -> pb.GetServiceInfoResponse:
+        """See the protocol."""
+        loader = self._shelf.loader
+        return pb.GetServiceInfoResponse(
+            service_version=__version__,
+            lerobot_version=loader.library_versions.get("lerobot", "") if loader else "",
+            torch_version=loader.library_versions.get("torch", "") if loader else "",
+            device=loader.device if loader else "",
+            device_name=loader.device_name if loader else "",
+            loaded_policies=[policy.fingerprint.to_proto() for policy in self._shelf.policies],
+            max_request_bytes=limits.MAX_REQUEST_BYTES,
+            max_session_count=self._settings.max_session_count,
+            session_count=len(self._sessions),
+            waiting_count=self._worker.waiting_count,
+        )
+
+    @failures.stream
+    async def OpenSession(
+        self, request: pb.OpenSessionRequest, _context: Context
+    ) -> AsyncIterator[pb.OpenSessionResponse]:
+        """See the protocol."""
+        self._track_call()
+        self._refuse_while_draining()
+        robot = _checked_robot(request)
+        self._check_allowed(request.pretrained_name_or_path)
+        self._sessions.check_room()
+        choice = PolicyChoice(request.pretrained_name_or_path, request.revision, request.device, request.dtype)
+        news: asyncio.Queue[pb.Progress | None] = asyncio.Queue()
+        opening = asyncio.create_task(self._shelf.borrow(choice, news.put_nowait), name="open session")
+        self._openings.add(opening)
+        opening.add_done_callback(lambda _: news.put_nowait(None))
+        lease: Lease | None = None
+        session: Session | None = None
+        try:
+            while (progress := await news.get()) is not None:
+                yield pb.OpenSessionResponse(progress=progress)
+            if opening.cancelled():
+                self._refuse_while_draining()
+            lease = await opening
+            session = await self._agreed(request, robot, lease)
+            self._sessions.add(session)
+        finally:
+            self._openings.discard(opening)
+            if session is None or session.lease is not lease:
+                _give_up(opening)
+        yield pb.OpenSessionResponse(session=self._described(session))
+
+    @failures.unary
+    async def PredictChunk(self, request: pb.PredictChunkRequest, _context: Context) -> pb.PredictChunkResponse:
+        """See the protocol."""
+        arrived = time.perf_counter()
+        self._track_call()
+        self.metrics.arrived()
+        outcome = "failed"
+        try:
+            self._refuse_while_draining()
+            session = self._sessions.use(request.session_id)
+            requests.check(request, session)
+            prediction, queued = await self._worker.run(session.id, lambda: predict(request, session))
+            self._sessions.touch(session)
+            await asyncio.sleep(max(0.0, self._settings.inference_latency - (time.perf_counter() - arrived)))
+            response = self._answer(request, prediction, queued, time.perf_counter() - arrived)
+            outcome = "answered"
+            return response
+        except WireError as error:
+            outcome = OUTCOME_OF_REASON.get(error.reason, "invalid")
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.metrics.ended(outcome)
+
+    @failures.unary
+    async def ResetSession(self, request: pb.ResetSessionRequest, _context: Context) -> pb.ResetSessionResponse:
+        """See the protocol."""
+        # Its next prediction resets the processors: they belong to the policy's thread
+        self._sessions.use(request.session_id).episode = None
+        return pb.ResetSessionResponse()
+
+    @failures.unary
+    async def CloseSession(self, request: pb.CloseSessionRequest, _context: Context) -> pb.CloseSessionResponse:
+        """See the protocol."""
+        self._sessions.close(request.session_id)
+        return pb.CloseSessionResponse()
+
+    def _track_call(self) -> None:
+        # The task that gRPC runs this call in; it ends when the answer is out
+        task = asyncio.current_task()
+        if task is not None:
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    def _refuse_while_draining(self) -> None:
+        if self._draining:
+            raise WireError(Reason.SHUTTING_DOWN, "The service is shutting down. Reconnect later.")
+
+    def _check_allowed(self, name: str) -> None:
+        allowed = self._settings.allowed_policies
+        if allowed and not is_allowed(name, (*allowed, *self._settings.preload)):
+            raise WireError(
+                Reason.POLICY_NOT_ALLOWED,
+                f"The service does not serve {name!r}. It serves {', '.join(allowed)} (allowed_policies).",
+            )
+
+    async def _agreed(self, request: pb.OpenSessionRequest, robot: RobotSpec, lease: Lease) -> Session:
+        spec = lease.policy.spec
+        if request.policy_type and request.policy_type != spec.policy_type:
+            raise WireError(
+                Reason.SPEC_MISMATCH,
+                f"Expected a policy of type {request.policy_type!r} but {request.pretrained_name_or_path!r} is of type "
+                f"{spec.policy_type!r}. Set policy_type={spec.policy_type} or leave it out.",
+            )
+        renames = composed_renames(lease.policy.saved_renames, dict(request.rename_map), robot)
+        agreement = agree(robot, spec, renames)
+        return Session(
+            robot=robot,
+            agreement=agreement,
+            lease=lease,
+            # Reads files, a tokenizer's among them
+            processors=await asyncio.to_thread(lease.policy.open_processors),
+            task=request.task,
+            chunk_size=min(request.actions_per_chunk or spec.chunk_size, spec.chunk_size),
+            max_request_bytes=limits.max_request_bytes(agreement.cameras),
+        )
+
+    def _described(self, session: Session) -> pb.SessionDescription:
+        agreement = session.agreement
+        idle_timeout = Duration()
+        idle_timeout.FromTimedelta(timedelta(seconds=self._settings.session_idle_timeout))
+        return pb.SessionDescription(
+            session_id=session.id,
+            fingerprint=session.lease.policy.fingerprint.to_proto(),
+            action_names=session.robot.action_names,
+            state_names=agreement.state_names,
+            cameras=[pb.CameraSpec(name=c.name, height=c.height, width=c.width) for c in agreement.cameras],
+            chunk_size=session.chunk_size,
+            supports_rtc=session.lease.policy.spec.supports_rtc,
+            max_request_bytes=session.max_request_bytes,
+            idle_timeout=idle_timeout,
+        )
+
+    def _answer(
+        self, request: pb.PredictChunkRequest, prediction: Prediction, queued: float, total: float
+    ) -> pb.PredictChunkResponse:
+        durations = {"queue": queued, **prediction.durations, "total": total}
+        for stage, seconds in durations.items():
+            self.metrics.took(stage, seconds)
+        self.metrics.batch_size.observe(1)
+        return pb.PredictChunkResponse(
+            sequence=request.sequence,
+            episode=request.episode,
+            tick=request.tick,
+            step_count=len(prediction.actions),
+            actions=tensors.pack(prediction.actions),
+            durations=pb.ServerDurations(**{f"{stage}_duration": _duration(s) for stage, s in durations.items()}),
+        )
+
+
+def is_allowed(name: str, patterns: tuple[str, ...]) -> bool:
+    """Returns whether one of patterns allows name.
+
+    A directory is judged by where it really lies, so that "/models/../etc" is no way around "/models/*".
+    """
+    if not is_directory(name):
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+    real = str(Path(name).resolve())
+    # A relative pattern may be meant for directories, so it is also read from the working directory
+    return any(fnmatchcase(real, pattern) or fnmatchcase(real, str(Path.cwd() / pattern)) for pattern in patterns)
+
+
+def _checked_robot(request: pb.OpenSessionRequest) -> RobotSpec:
+    if request.HasField("rtc"):
+        raise WireError(Reason.RTC_UNSUPPORTED, "This service does not do real-time chunking yet; leave rtc out.")
+    if request.actions_per_chunk < 0:
+        raise WireError(
+            Reason.INVALID_REQUEST, f"Expected actions_per_chunk of at least 0, found {request.actions_per_chunk}"
+        )
+    if not request.pretrained_name_or_path:
+        raise WireError(Reason.INVALID_REQUEST, "Expected pretrained_name_or_path, found none")
+    return RobotSpec.from_proto(request.robot)
+
+
+def _give_up(opening: asyncio.Task[Lease]) -> None:
+    """Releases the lease that opening has brought or will not bring any more."""
+    if not opening.done():
+        opening.cancel()
+    elif not opening.cancelled() and opening.exception() is None:
+        opening.result().release()
+
+
+def _duration(seconds: float) -> Duration:
+    return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))

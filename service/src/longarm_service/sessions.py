@@ -1,0 +1,137 @@
+"""Open sessions: one robot's use of one loaded policy."""
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from longarm_service.line import Clock
+from longarm_service.metrics import ServiceMetrics
+from longarm_service.policy import Processors
+from longarm_service.shelf import Lease
+from longarm_wire.errors import Reason, WireError
+from longarm_wire.specs import IMAGES_PREFIX, Agreement, RobotSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Session:
+    """One robot's use of one policy.
+
+    Attributes:
+      robot: What the robot has.
+      agreement: How its observations become the policy's.
+      lease: Keeps the policy in memory.
+      processors: The session's own.
+      task: Instruction unless a request carries another.
+      chunk_size: Most actions to answer with.
+      max_request_bytes: Largest request.
+      episode: Episode of the last prediction. None before the first and after a reset.
+      id: Cannot be guessed.
+    """
+
+    robot: RobotSpec
+    agreement: Agreement
+    lease: Lease
+    processors: Processors
+    task: str
+    chunk_size: int
+    max_request_bytes: int
+    episode: int | None = None
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+
+class SessionTable:
+    """Knows the open sessions and forgets the idle ones."""
+
+    def __init__(
+        self,
+        max_count: int,
+        idle_timeout_seconds: float,
+        metrics: ServiceMetrics,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._max_count = max_count
+        self._idle_timeout_seconds = idle_timeout_seconds
+        self._metrics = metrics
+        self._clock = clock
+        self._sessions: dict[str, Session] = {}
+        self._last_used: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def check_room(self) -> None:
+        """Raises WireError(TOO_MANY_SESSIONS) if no session may be opened."""
+        self.expire()
+        if len(self._sessions) >= self._max_count:
+            raise WireError(
+                Reason.TOO_MANY_SESSIONS, f"The service has {self._max_count} sessions open (max_session_count)."
+            )
+
+    def add(self, session: Session) -> None:
+        """Opens session.
+
+        Raises:
+          WireError: TOO_MANY_SESSIONS.
+        """
+        self.check_room()
+        self._sessions[session.id] = session
+        self._last_used[session.id] = self._clock()
+        self._metrics.sessions.set(len(self._sessions))
+
+    def use(self, session_id: str) -> Session:
+        """Returns the session and counts as a sign of life.
+
+        Raises:
+          WireError: SESSION_UNKNOWN.
+        """
+        self.expire()
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise WireError(
+                Reason.SESSION_UNKNOWN,
+                f"There is no session {session_id!r}: the service restarted, or the session was closed or idle for "
+                f"{self._idle_timeout_seconds:g} s. Open a new one.",
+            )
+        self._last_used[session_id] = self._clock()
+        return session
+
+    def touch(self, session: Session) -> None:
+        """Counts as a sign of life if session is still open: an answer that took long must not expire it."""
+        if session.id in self._sessions:
+            self._last_used[session.id] = self._clock()
+
+    def close(self, session_id: str) -> None:
+        """Ends a session. An unknown one is closed already."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            del self._last_used[session_id]
+            session.lease.release()
+            self._metrics.sessions.set(len(self._sessions))
+
+    def expire(self) -> None:
+        """Closes sessions that were idle for too long."""
+        now = self._clock()
+        for session_id, used in list(self._last_used.items()):
+            if now - used >= self._idle_timeout_seconds:
+                logger.info("session %s… was idle for %g s and is closed", session_id[:6], now - used)
+                self.close(session_id)
+
+
+def composed_renames(saved: Mapping[str, str], asked: Mapping[str, str], robot: RobotSpec) -> dict[str, str]:
+    """Returns the rename_map for a session: what the robot asks for, over what the checkpoint was trained with.
+
+    LeRobot's own server lets the one replace the other, even by nothing (a checkpoint trained with a rename_map then
+    finds none of its cameras). Entries of the checkpoint that the robot has no camera for, or whose target the robot
+    names itself, play no part.
+    """
+    cameras = {IMAGES_PREFIX + camera.name for camera in robot.cameras}
+    kept = {
+        old: new
+        for old, new in saved.items()
+        if old in cameras and old not in asked and new not in asked.values() and new not in cameras
+    }
+    return {**kept, **asked}

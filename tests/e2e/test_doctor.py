@@ -1,0 +1,160 @@
+"""The doctor against a real service: what it says of a healthy system, and of each way to be ill."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from longarm_edge.doctor.examine import Examination
+from longarm_edge.doctor.findings import Verdict, as_json, exit_code
+from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
+from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
+from longarm_edge.settings import EdgeSettings
+from longarm_wire import exit_codes
+from longarm_wire.specs import PolicySpec
+
+
+@pytest.fixture
+def examine(service, arm, monkeypatch):
+    """Returns a function that examines with settings on top of the test's own, and gives findings by check."""
+    monkeypatch.setattr("longarm_edge.lerobot_robot.make_robot_from_config", lambda _: arm)
+
+    def run(**overrides):
+        values = {"server_address": service.address, "pretrained_name_or_path": "scripted", **overrides}
+        values.setdefault("robot", {"type": "longarm_test_arm", "id": "x"})
+        examination = Examination(EdgeSettings(_env_file=None, **values), [])
+        findings = list(examination.findings())
+        return {finding.check: finding for finding in findings}, findings, examination
+
+    return run
+
+
+def test_a_healthy_system(examine, arm, script) -> None:
+    script.seconds = 0.05
+    checks, findings, examination = examine()
+    assert exit_code(findings) == exit_codes.WARNINGS, "it runs on the CPU"
+    assert exit_code([f for f in findings if f.check != "device"]) == exit_codes.DONE
+    assert [f.check for f in findings if f.verdict is Verdict.FAILED] == []
+    assert "chunks of 30" in checks["policy"].found
+    assert "5" in checks["chunk"].found
+    assert "idle ticks 0.0%" in checks["prediction"].found
+    assert checks["advice"].fix == ""
+    assert arm.commands == [], "a doctor moves nothing"
+    assert not arm.is_connected
+    document = json.loads(as_json(findings, examination.measured))
+    assert document["verdict"] == "warning", "it runs on the CPU"
+    assert document["costs"]["service"] == pytest.approx(0.05, rel=0.5)
+    assert document["prediction"]["idle_share"] == 0
+    assert document["recommendation"]["flags"] == []
+
+
+def test_it_works_with_the_simulated_arm(service, script, tmp_path) -> None:
+    script.spec = PolicySpec("scripted", 6, 6, {"observation.images.front": (48, 64)}, 50)
+    flags = ["--robot.type=longarm_sim", "--robot.id=x", f"--robot.calibration_dir={tmp_path}"]
+    settings = EdgeSettings(_env_file=None, server_address=service.address, pretrained_name_or_path="scripted")
+    findings = list(Examination(settings, flags).findings())
+    assert [f for f in findings if f.verdict is Verdict.FAILED] == []
+    assert "6 actions" in next(f.found for f in findings if f.check == "robot")
+
+
+def test_chunks_that_are_too_short_for_the_policy_get_advice(examine, script) -> None:
+    script.seconds = 0.3
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (48, 64)}, chunk_size=5)
+    checks, _, _ = examine()
+    assert checks["prediction"].verdict is Verdict.WARNING
+    assert "fps" in checks["advice"].fix or "faster GPU" in checks["advice"].found
+
+
+def test_no_service(examine, service) -> None:
+    service.stop()
+    checks, findings, _ = examine()
+    assert exit_code(findings) == exit_codes.FAILED
+    assert service.address in checks["service"].found
+    assert checks["policy"].verdict is checks["measurements"].verdict is Verdict.SKIPPED
+
+
+def test_a_camera_that_does_not_fit_is_named_with_its_rename(examine, script) -> None:
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.top": (48, 64)}, 30)
+    checks, findings, _ = examine()
+    assert exit_code(findings) == exit_codes.FAILED
+    assert "rename_map=" in checks["names and cameras"].found
+
+
+def test_an_unknown_policy(examine) -> None:
+    checks, _, _ = examine(pretrained_name_or_path="nobody/nothing")
+    assert checks["policy"].verdict is Verdict.FAILED
+    assert "nobody/nothing" in checks["policy"].found
+
+
+def test_a_policy_that_fails(examine, script) -> None:
+    script.always = RuntimeError("out of memory")
+    checks, _, _ = examine()
+    assert checks["measurements"].verdict is Verdict.FAILED
+
+
+def test_a_bad_configuration_is_found_and_the_rest_is_looked_at(examine) -> None:
+    checks, findings, _ = examine(safety={"max_step": {"elbow.pos": 3}})
+    assert exit_code(findings) == exit_codes.FAILED
+    assert "elbow.pos" in checks["configuration"].found
+    assert checks["service"].verdict is Verdict.OK
+
+
+class TestRobotChecks:
+    """Against LeRobot's own SO-101 class, which is made without hardware."""
+
+    def robot(self, tmp_path: Path, port: str) -> LeRobotRobot:
+        flags = [f"--robot.port={port}", "--robot.id=mine", f"--robot.calibration_dir={tmp_path}"]
+        return make_robot({"type": "so101_follower"}, flags, 30)
+
+    def test_a_port_that_is_not_there(self, tmp_path: Path) -> None:
+        finding = check_port(self.robot(tmp_path, "/dev/ttyNOPE9").lerobot.config)
+        assert finding.verdict is Verdict.FAILED
+        assert "lerobot-find-port" in finding.fix
+
+    def test_a_port_that_is_no_device(self, tmp_path: Path) -> None:
+        (tmp_path / "port").touch()
+        assert "no device" in check_port(self.robot(tmp_path, str(tmp_path / "port")).lerobot.config).found
+
+    def test_a_port_that_may_be_opened(self, tmp_path: Path) -> None:
+        controller, line = os.openpty()
+        try:
+            assert check_port(self.robot(tmp_path, os.ttyname(line)).lerobot.config).verdict is Verdict.OK
+        finally:
+            os.close(controller)
+            os.close(line)
+
+    def test_calibration(self, tmp_path: Path) -> None:
+        robot = self.robot(tmp_path, "/dev/null")
+        missing = check_calibration(robot)
+        assert missing.verdict is Verdict.FAILED
+        assert "lerobot-calibrate" in missing.fix
+        (tmp_path / "mine.json").write_text("{}")
+        assert check_calibration(self.robot(tmp_path, "/dev/null")).verdict is Verdict.OK
+
+    def test_the_users_own_word_for_the_robot_is_used(self, tmp_path: Path) -> None:
+        assert self.robot(tmp_path, "/dev/null").spec.robot_type == "so101_follower"
+
+    def test_cameras_are_counted(self, tmp_path: Path) -> None:
+        import time
+
+        import numpy as np
+
+        class Camera:
+            fps = 30
+
+            def __init__(self, period: float) -> None:
+                self.period = period
+
+            def async_read(self) -> np.ndarray:
+                if self.period < 0:
+                    raise TimeoutError("no frame within 200 ms")
+                time.sleep(self.period)
+                return np.zeros((480, 640, 3), np.uint8)
+
+        robot = self.robot(tmp_path, "/dev/null")
+        robot.lerobot.cameras = {"good": Camera(0.02), "slow": Camera(0.2), "dead": Camera(-1)}
+        findings = {finding.check: finding for finding in check_cameras(robot)}
+        assert findings["camera good"].verdict is Verdict.OK
+        assert findings["camera slow"].verdict is Verdict.WARNING
+        assert findings["camera dead"].verdict is Verdict.FAILED

@@ -1,0 +1,64 @@
+"""A clock and a robot for tests of the edge's core: time moves only when somebody sleeps, commands are kept."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from longarm_edge.robot import RobotReading
+from longarm_wire.specs import CameraSpec, RobotSpec
+
+NAMES = ("shoulder.pos", "elbow.pos", "gripper.pos")
+SPEC = RobotSpec("test_arm", NAMES, NAMES, (CameraSpec("front", 48, 64),), 30.0)
+
+
+@dataclass
+class FakeClock:
+    """Stands still until told to sleep."""
+
+    time: float = 100.0
+    # Extra seconds that the nth sleep oversleeps
+    oversleep: list[float] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep_until(self, instant: float) -> None:
+        self.time = max(self.time, instant) + (self.oversleep.pop(0) if self.oversleep else 0.0)
+
+
+@dataclass
+class RecordingRobot:
+    """Keeps what it was sent, and when."""
+
+    clock: FakeClock
+    spec: RobotSpec = SPEC
+    sent: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    connected: bool = True
+    torque: bool | None = None
+    fails: bool = False
+
+    def connect(self) -> None:
+        self.connected = True
+
+    def observe(self) -> RobotReading:
+        return RobotReading(np.zeros(3, np.float32), {"front": np.zeros((48, 64, 3), np.uint8)})
+
+    def send(self, command: np.ndarray) -> None:
+        if self.fails:
+            raise ConnectionError("the bus is gone")
+        self.sent.append((self.clock.now(), command.copy()))
+
+    def disconnect(self, *, torque: bool | None) -> None:
+        self.connected = False
+        self.torque = torque
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def robot(clock: FakeClock) -> RecordingRobot:
+    return RecordingRobot(clock)

@@ -1,0 +1,67 @@
+"""The doctor's predictions, against what is known of queues, and its advice."""
+
+import pytest
+
+from longarm_edge.doctor.predict import Costs, Plan, predict, recommend
+from longarm_edge.replan import Replan
+
+FAST = Costs(capture=0.005, encode=0.003, observation_bytes=40e3, round_trip=0.04, uplink=5e6, service=0.1)
+PLAN = Plan(fps=30, actions_per_chunk=50, replan=Replan.AUTO, chunk_size_threshold=0.5, max_action_age=3.0)
+
+
+def costs(**changes: float) -> Costs:
+    return Costs(**{**FAST.__dict__, **changes})
+
+
+def test_latency_is_the_sum_of_its_parts() -> None:
+    assert FAST.latency == pytest.approx(0.005 + 0.003 + 0.04 + 0.008 + 0.1)
+
+
+def test_a_good_link_has_no_idle_tick() -> None:
+    prediction = predict(FAST, PLAN)
+    assert prediction.idle_share == 0
+    assert FAST.latency < prediction.age_mean < 50 / 30
+    assert prediction.age_max < 50 / 30 + FAST.latency
+
+
+def test_a_chunk_shorter_than_its_round_trip_cannot_do() -> None:
+    """Ten actions last 0.33 s and take 1.16 s to come: most ticks stand idle."""
+    prediction = predict(costs(service=1.1), Plan(30, 10, Replan.AUTO, 0.5, 3.0))
+    assert prediction.idle_share > 0.9
+
+
+def test_asking_more_often_gives_fresher_actions_for_more_uplink() -> None:
+    seldom, often = predict(FAST, PLAN), predict(FAST, Plan(30, 50, Replan.CONTINUOUS, 0.5, 3.0))
+    assert often.age_mean < seldom.age_mean
+    assert often.uplink_bytes_per_second > seldom.uplink_bytes_per_second
+
+
+def test_actions_that_would_be_too_old_count_as_idle() -> None:
+    assert predict(costs(service=3.5), Plan(30, 300, Replan.AUTO, 0.5, 3.0)).idle_share > 0.9
+
+
+def test_settings_that_fit_are_left_alone() -> None:
+    advice = recommend(PLAN, {90: FAST, 75: FAST}, 90, chunk_size=50)
+    assert advice.flags == ()
+    assert advice.why == "The settings fit."
+
+
+def test_a_threshold_of_zero_is_urgent_enough_by_itself() -> None:
+    assert recommend(Plan(30, 50, Replan.THRESHOLD, 0.0, 3.0), {90: FAST}, 90, 50).flags == ()
+
+
+def test_too_short_chunks_are_lengthened() -> None:
+    advice = recommend(Plan(30, 8, Replan.AUTO, 0.5, 3.0), {90: costs(service=0.4)}, 90, chunk_size=50)
+    assert advice.flags == ("--actions_per_chunk=50",)
+
+
+def test_a_thin_uplink_gets_smaller_pictures() -> None:
+    thin = {90: costs(uplink=60e3, observation_bytes=90e3), 50: costs(uplink=60e3, observation_bytes=30e3)}
+    advice = recommend(PLAN, thin, 90, chunk_size=50)
+    assert advice.flags == ("--jpeg_quality=50",)
+    assert advice.prediction.idle_share <= 0.002
+
+
+def test_what_cannot_be_mended_by_settings_is_said() -> None:
+    advice = recommend(PLAN, {90: costs(service=8.0)}, 90, chunk_size=50)
+    assert "faster GPU" in advice.why

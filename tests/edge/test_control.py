@@ -1,0 +1,162 @@
+"""The control loop and the stop rule, on a clock that only moves when somebody sleeps."""
+
+import itertools
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
+from longarm_edge.control import ControlLoop
+from longarm_edge.guard import Guard
+from longarm_edge.metrics import EdgeMetrics, Tick
+from longarm_edge.settings import IdleRule, SafetySettings, StopRule
+from longarm_edge.stop import leave_arm
+from longarm_edge.trace import Trace
+
+FPS = 30.0
+
+
+def make_loop(clock, robot, *, when_idle: IdleRule = IdleRule.HOLD, max_step: float | None = None) -> ControlLoop:
+    return ControlLoop(
+        robot=robot,
+        queue=ActionQueue(AGGREGATE_FUNCTIONS["latest_only"], max_action_age=3.0),
+        guard=Guard.from_names(robot.spec.action_names, {}, max_step),
+        trace=Trace(EdgeMetrics(CollectorRegistry())),
+        clock=clock,
+        fps=FPS,
+        when_idle=when_idle,
+        last_command=np.zeros(3, np.float32),
+        after_tick=lambda: None,
+        stop_reason=lambda _: None,
+    )
+
+
+def fill(loop: ControlLoop, clock, steps: int, *, value: float | None = None) -> None:
+    values = np.arange(steps, dtype=np.float32) if value is None else np.full(steps, value, np.float32)
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), np.repeat(values[:, None], 3, axis=1)))
+
+
+def test_each_action_goes_out_at_its_tick(clock, robot) -> None:
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 30)
+    loop.run(30)
+    assert [t for t, _ in robot.sent] == pytest.approx([100 + n / FPS for n in range(30)])
+    assert [command[0] for _, command in robot.sent] == list(range(30))
+    assert loop.trace.tick_counts == {Tick.ACTION: 30}
+
+
+def test_one_late_wake_up_does_not_delay_the_next_tick(clock, robot) -> None:
+    clock.oversleep = [0.0, 0.02]
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 5)
+    loop.run(5)
+    assert [t - 100 for t, _ in robot.sent] == pytest.approx([0, 1 / FPS + 0.02, 2 / FPS, 3 / FPS, 4 / FPS])
+    assert max(t.lateness for t in loop.trace.ticks) == pytest.approx(0.02)
+
+
+def test_after_a_long_sleep_ticks_are_given_up_and_counted_rather_than_run_in_a_burst(clock, robot) -> None:
+    clock.oversleep = [0.0, 0.5]
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 50)
+    loop.run(20)
+    # Tick 1 wakes at 0.533 s, in the period of tick 16: ticks 2 to 15 are over
+    assert [int(command[0]) for _, command in robot.sent] == [0, 1, 16, 17, 18, 19]
+    assert loop.trace.tick_counts[Tick.SKIPPED] == 14
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [(IdleRule.HOLD, []), (IdleRule.REPEAT_LAST, [7, 7]), (IdleRule.ZERO, [0, 0])]
+)
+def test_a_tick_without_an_action_follows_the_idle_rule(clock, robot, rule: IdleRule, expected: list[float]) -> None:
+    """B25: stock sends nothing, which a velocity base takes as «go on»."""
+    loop = make_loop(clock, robot, when_idle=rule)
+    fill(loop, clock, 1, value=7)
+    loop.run(3)
+    assert [command[0] for _, command in robot.sent[1:]] == expected
+    assert loop.trace.tick_counts == {Tick.ACTION: 1, Tick.IDLE: 2}
+
+
+def test_old_actions_are_not_executed(clock, robot) -> None:
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 5)
+    clock.time += 3.5
+    loop.run(5)
+    assert robot.sent == []
+    assert loop.trace.tick_counts == {Tick.STALE: 5}
+
+
+def test_a_jump_is_walked_in_steps(clock, robot) -> None:
+    loop = make_loop(clock, robot, max_step=4.0)
+    fill(loop, clock, 6, value=10)
+    loop.run(6)
+    assert [command[0] for _, command in robot.sent] == [4, 8, 10, 10, 10, 10]
+    assert loop.trace.tick_counts == {Tick.CLAMPED: 2, Tick.ACTION: 4}
+
+
+def test_the_loop_ends_with_the_reason(clock, robot) -> None:
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 50)
+    loop.stop_reason = lambda now: "enough" if now > 100.2 else None
+    assert loop.run() == "enough"
+    assert len(robot.sent) == 7
+
+
+def test_metrics_tell_what_happened(clock, robot) -> None:
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 4)
+    loop.run(6)
+    registry = loop.trace.metrics.registry
+    value = registry.get_sample_value
+    assert value("longarm_edge_control_ticks_total", {"outcome": "action"}) == 4
+    assert value("longarm_edge_control_ticks_total", {"outcome": "idle"}) == 2
+    assert value("longarm_edge_control_ticks_total", {"outcome": "clamped"}) == 0, "every outcome exports 0"
+    assert value("longarm_edge_tick_lateness_seconds_count") == 6
+    assert value("longarm_edge_action_age_seconds_count") == 4
+
+
+class TestStopRule:
+    def leave(self, robot, clock, *, at_once=lambda: False, **safety) -> None:
+        leave_arm(
+            robot,
+            SafetySettings(**safety),
+            start_pose=np.zeros(3, np.float32),
+            last_command=np.full(3, 30, np.float32),
+            fps=FPS,
+            clock=clock,
+            at_once=at_once,
+        )
+
+    def test_hold_keeps_torque(self, robot, clock) -> None:
+        """B24: stock lets go of the torque at the first exception, and the arm drops."""
+        self.leave(robot, clock, on_stop=StopRule.HOLD)
+        assert robot.torque is True
+        assert not robot.connected
+        assert robot.sent == []
+
+    def test_release_lets_go_of_torque(self, robot, clock) -> None:
+        self.leave(robot, clock, on_stop=StopRule.RELEASE)
+        assert robot.torque is False
+
+    def test_rest_moves_slowly_to_the_start_pose(self, robot, clock) -> None:
+        self.leave(robot, clock, on_stop=StopRule.REST, rest_seconds=2.0)
+        path = [command[0] for _, command in robot.sent]
+        assert path[0] == 30
+        assert path[-1] == 0
+        assert all(0 <= before - after < 1 for before, after in itertools.pairwise(path))
+        assert robot.sent[-1][0] - robot.sent[0][0] == pytest.approx(2.0)
+        assert robot.torque is None, "at rest the robot's own configuration decides"
+
+    def test_a_second_wish_ends_the_way_back_and_holds(self, robot, clock) -> None:
+        self.leave(robot, clock, on_stop=StopRule.REST, at_once=lambda: len(robot.sent) >= 10)
+        assert len(robot.sent) == 10
+        assert robot.torque is True
+
+    def test_a_velocity_robot_is_stopped(self, robot, clock) -> None:
+        self.leave(robot, clock, on_stop=StopRule.HOLD, when_idle=IdleRule.ZERO)
+        assert [command.tolist() for _, command in robot.sent] == [[0, 0, 0]]
+
+    def test_a_dead_bus_does_not_keep_the_robot_from_being_let_go_of(self, robot, clock) -> None:
+        robot.fails = True
+        self.leave(robot, clock, on_stop=StopRule.REST)
+        assert not robot.connected

@@ -1,0 +1,242 @@
+"""The other pure parts: schedule, replanning, filter, guard and link, each with time passed in."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longarm_edge.backoff import Backoff
+from longarm_edge.guard import Guard, RejectedChunkError, check_chunk
+from longarm_edge.link import Link, LinkState
+from longarm_edge.observation_filter import ObservationFilter, look_at
+from longarm_edge.repeats import Repeats
+from longarm_edge.replan import Replan, Replanner, RoundTrips
+from longarm_edge.schedule import Schedule
+
+
+class TestSchedule:
+    def test_lateness_never_accumulates(self) -> None:
+        schedule = Schedule(start=50.0, fps=30)
+        assert [schedule.due(n) for n in (0, 1, 30)] == pytest.approx([50.0, 50 + 1 / 30, 51.0])
+
+    def test_a_late_tick_is_followed_by_the_next_one(self) -> None:
+        assert Schedule(0.0, 30).after(4, now=4.9 / 30) == 5
+
+    def test_ticks_whose_period_is_over_are_given_up(self) -> None:
+        """After a second asleep the arm must not get thirty commands in a burst."""
+        assert Schedule(0.0, 30).after(4, now=34.5 / 30) == 34
+
+    @given(st.integers(0, 10**7), st.floats(1, 1000), st.floats(0, 1e6), st.floats(0, 0.999))
+    def test_the_next_tick_is_always_ahead(self, tick: int, fps: float, start: float, late: float) -> None:
+        schedule = Schedule(start, fps)
+        assert schedule.after(tick, schedule.due(tick) + late / fps) in (tick + 1, tick + 1)
+
+
+class TestReplan:
+    def test_auto_asks_when_the_queue_lasts_no_longer_than_a_reply_takes(self) -> None:
+        replanner = Replanner(Replan.AUTO, 0.5, 30)
+        assert not replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2)
+        assert not replanner.wants(depth=25, chunk_size=50, playback_left=0.8, p95=0.2)
+        assert replanner.wants(depth=9, chunk_size=50, playback_left=0.3, p95=0.2)
+
+    def test_auto_learns_the_link_at_once(self) -> None:
+        assert Replanner(Replan.AUTO, 0.5, 30).wants(depth=50, chunk_size=50, playback_left=1.6, p95=None)
+
+    def test_threshold_is_lerobots(self) -> None:
+        replanner = Replanner(Replan.THRESHOLD, 0.5, 30)
+        assert not replanner.wants(depth=26, chunk_size=50, playback_left=0.9, p95=0.1)
+        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.9, p95=0.1)
+
+    def test_threshold_asks_earlier_where_the_link_needs_it(self) -> None:
+        assert Replanner(Replan.THRESHOLD, 0.1, 30).wants(depth=25, chunk_size=50, playback_left=0.8, p95=1.0)
+
+    def test_continuous_always_asks(self) -> None:
+        assert Replanner(Replan.CONTINUOUS, 0.5, 30).wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.01)
+
+    def test_p95_is_of_recent_round_trips(self) -> None:
+        trips = RoundTrips(window=20)
+        assert trips.p95() is None
+        trips.add(9.0)
+        for _ in range(20):
+            trips.add(0.1)
+        assert trips.p95() == pytest.approx(0.1)
+        trips.add(0.3)
+        trips.add(0.4)
+        assert trips.p95() == pytest.approx(0.4)
+
+
+class TestObservationFilter:
+    still = look_at(np.zeros(6, np.float32), {"front": np.full((480, 640, 3), 90, np.uint8)})
+
+    def test_the_first_observation_goes(self) -> None:
+        assert not ObservationFilter(1.0, 8.0).is_redundant(self.still)
+
+    def test_a_still_scene_is_redundant_once_answered(self) -> None:
+        """B1: what was lost or failed never counts as answered."""
+        observation_filter = ObservationFilter(1.0, 8.0)
+        assert not observation_filter.is_redundant(self.still)
+        assert not observation_filter.is_redundant(self.still)
+        observation_filter.answered(self.still)
+        assert observation_filter.is_redundant(self.still)
+        observation_filter.forget()
+        assert not observation_filter.is_redundant(self.still)
+
+    def test_a_joint_that_moved_goes(self) -> None:
+        observation_filter = ObservationFilter(1.0, 8.0)
+        observation_filter.answered(self.still)
+        moved = look_at(np.array([0, 0, 1.0, 0, 0, 0], np.float32), {"front": np.full((48, 64, 3), 90, np.uint8)})
+        assert not observation_filter.is_redundant(moved)
+
+    def test_a_camera_that_changed_goes_though_no_joint_moved(self) -> None:
+        """B6: stock looks at joints only, so that a cube put on the table is not seen."""
+        observation_filter = ObservationFilter(1.0, 8.0)
+        observation_filter.answered(self.still)
+        frame = np.full((480, 640, 3), 90, np.uint8)
+        frame[100:130, 100:130] = (200, 60, 60)
+        assert not observation_filter.is_redundant(look_at(np.zeros(6, np.float32), {"front": frame}))
+
+    def test_noise_of_a_sensor_does_not_count_as_change(self) -> None:
+        observation_filter = ObservationFilter(1.0, 8.0)
+        observation_filter.answered(self.still)
+        noise = np.random.default_rng(0).integers(-12, 13, (480, 640, 3))
+        look = look_at(np.zeros(6, np.float32), {"front": (90 + noise).astype(np.uint8)})
+        assert observation_filter.is_redundant(look)
+
+    def test_tolerance_zero_filters_nothing(self) -> None:
+        observation_filter = ObservationFilter(0.0, 8.0)
+        observation_filter.answered(self.still)
+        assert not observation_filter.is_redundant(self.still)
+
+    def test_what_was_answered_is_not_changed_by_its_buffer(self) -> None:
+        state = np.zeros(6, np.float32)
+        look = look_at(state, {})
+        state += 50
+        assert look.state.tolist() == [0] * 6
+
+
+class TestGuard:
+    names = ("a.pos", "b.pos", "gripper.pos")
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_a_chunk_with_nan_or_inf_is_rejected_whole(self, bad: float) -> None:
+        """B19: LeRobot's clamp lets NaN through, which becomes an end-of-range command in some motor modes."""
+        actions = np.zeros((50, 3), np.float32)
+        actions[7, 2] = bad
+        with pytest.raises(RejectedChunkError, match="step 7, value 2"):
+            check_chunk(actions, 3)
+
+    @pytest.mark.parametrize("shape", [(50, 2), (50, 4), (0, 3), (3,), (1, 50, 3)])
+    def test_a_wrong_shape_is_rejected(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(RejectedChunkError, match="shape"):
+            check_chunk(np.zeros(shape, np.float32), 3)
+
+    def test_without_bounds_nothing_is_changed(self) -> None:
+        action = np.array([1e6, -1e6, 3], np.float32)
+        command, clamped = Guard.from_names(self.names, {}, None).clamp(action, np.zeros(3, np.float32))
+        assert command.tolist() == action.tolist()
+        assert not clamped
+
+    def test_limits_and_steps(self) -> None:
+        guard = Guard.from_names(self.names, {"gripper.pos": (0, 100)}, {"a.pos": 2.0})
+        command, clamped = guard.clamp(np.array([10, 10, 120], np.float32), np.zeros(3, np.float32))
+        assert command.tolist() == [2, 10, 100]
+        assert clamped
+
+    @given(
+        st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3), min_size=1, max_size=40),
+        st.floats(0.125, 50, width=32),
+    )
+    def test_no_sequence_of_actions_moves_a_joint_further_per_tick(
+        self, actions: list[list[float]], step: float
+    ) -> None:
+        guard = Guard.from_names(self.names, dict.fromkeys(self.names, (-90, 90)), step)
+        previous = np.zeros(3, np.float32)
+        for action in actions:
+            command, clamped = guard.clamp(np.array(action, np.float32), previous)
+            assert (np.abs(command - previous) <= step * (1 + 1e-5)).all()
+            assert (np.abs(command) <= 90).all()
+            assert clamped == (command.tolist() != np.array(action, np.float32).tolist())
+            previous = command
+
+    @pytest.mark.parametrize(
+        ("limits", "step", "message"),
+        [
+            ({"griper.pos": (0, 1)}, None, "joint_limits names griper.pos"),
+            ({}, {"z.pos": 1.0}, "max_step names z.pos"),
+            ({"a.pos": (1, 0)}, None, "lowest and highest"),
+            ({}, -1.0, "positive"),
+        ],
+    )
+    def test_settings_that_fit_no_joint_are_refused(self, limits, step, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Guard.from_names(self.names, limits, step)
+
+
+class TestLink:
+    def test_the_life_of_a_link(self) -> None:
+        link = Link(max_offline=60)
+        assert link.state(0, 0) is LinkState.CONNECTING
+        link.asking(0)
+        link.chunk_arrived()
+        assert link.state(1, 1.5) is LinkState.STREAMING
+        assert link.state(500, 1.5) is LinkState.STREAMING, "no chunk is due while none is asked for"
+        link.asking(500)
+        assert link.state(500.9, 1.0) is LinkState.STREAMING
+        assert link.state(501.1, 0.5) is LinkState.DEGRADED
+        assert link.state(502, 0) is LinkState.STALLED
+        link.unreachable("the cable is out")
+        assert link.state(502, 0.2) is LinkState.DEGRADED
+        assert link.state(502, 0) is LinkState.RECONNECTING
+        assert link.failure(559) is None
+        assert "max_offline=60 s. the cable is out" in (link.failure(560.1) or "")
+        assert link.state(560.1, 1.5) is LinkState.FAILED
+        link.chunk_arrived()
+        assert link.state(561, 1.5) is LinkState.FAILED, "a failure is final"
+
+    def test_a_chunk_mends_it(self) -> None:
+        link = Link(max_offline=60)
+        link.asking(0)
+        link.unreachable("gone")
+        link.chunk_arrived()
+        assert link.state(100, 1.0) is LinkState.STREAMING
+        assert link.failure(1000) is None
+
+    def test_a_service_that_only_answers_errors_fails_too(self) -> None:
+        link = Link(max_offline=10)
+        link.asking(0)
+        link.trouble("POLICY_FAILED: out of memory")
+        link.reached()
+        assert "out of memory" in (link.failure(10.1) or "")
+
+    def test_a_filtered_observation_is_no_outage(self) -> None:
+        link = Link(max_offline=10)
+        link.asking(0)
+        link.chunk_arrived()
+        link.asking(1)
+        link.idle()
+        assert link.state(100, 1.0) is LinkState.STREAMING
+
+
+class TestRepeats:
+    def test_a_message_is_told_once_until_it_is_old_or_another(self) -> None:
+        time = 0.0
+        repeats = Repeats(period=30, now=lambda: time)
+        assert repeats.lets_through("gone")
+        assert not repeats.lets_through("gone")
+        assert repeats.lets_through("refused")
+        time = 31
+        assert repeats.lets_through("refused")
+        assert not repeats.lets_through("refused")
+        repeats.forget()
+        assert repeats.lets_through("refused")
+
+
+class TestBackoff:
+    def test_it_doubles_to_a_cap_and_starts_again(self) -> None:
+        backoff = Backoff(first=0.1, cap=0.8)
+        waits = [backoff.next() for _ in range(50)]
+        assert 0.05 <= waits[0] <= 0.1
+        assert all(0.4 <= wait <= 0.8 for wait in waits[3:])
+        assert len(set(waits[10:])) > 20, "jitter"
+        backoff.reset()
+        assert backoff.next() <= 0.1

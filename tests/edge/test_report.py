@@ -1,0 +1,77 @@
+"""The summary and the picture at the end of a run."""
+
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from longarm_edge.action_queue import Drop
+from longarm_edge.metrics import EdgeMetrics, Observation, Stage, Tick
+from longarm_edge.report import draw, render, summarize
+from longarm_edge.trace import RequestRecord, TickRecord, Trace
+
+FPS = 30.0
+
+
+@pytest.fixture
+def trace() -> Trace:
+    """Three seconds with a late tick, two idle ticks in the first second, one after it, and three skipped."""
+    found = Trace(EdgeMetrics(CollectorRegistry()))
+    tick = 0
+    while tick < 90:
+        outcome = Tick.IDLE if tick in (3, 4, 60) else Tick.ACTION
+        skipped = 3 if tick == 70 else 0
+        age = 0.2 if outcome is Tick.ACTION else None
+        lateness = 0.005 if tick == 10 else 0.0002
+        found.tick(TickRecord(tick, 100 + tick / FPS + lateness, lateness, outcome, 90 - tick, age), skipped)
+        tick += 1 + skipped
+    for number in range(4):
+        found.sent(100.0 + number)
+        stages = dict.fromkeys(Stage, 0.01)
+        found.answered(RequestRecord(100.1 + number, 0.1 * (number + 1), stages))
+    found.observation(Observation.FILTERED)
+    found.bytes_moved(40_000, 1_200)
+    return found
+
+
+def test_the_summary_counts_what_happened(trace: Trace) -> None:
+    summary = summarize(trace, {Drop.LATE: 7}, FPS)
+    assert summary.ticks[Tick.ACTION] == 84
+    assert summary.ticks[Tick.IDLE] == 3
+    assert summary.ticks[Tick.SKIPPED] == 3
+    assert summary.idle_after_first_second == 1, "what comes before does not count"
+    assert summary.late_ticks == 1
+    assert summary.latency is not None
+    assert summary.latency.p50 == pytest.approx(0.25)
+    assert summary.latency.maximum == pytest.approx(0.4)
+    assert summary.drops[Drop.LATE] == 7
+    assert summary.drops[Drop.EXPIRED] == 0
+
+
+def test_the_summary_reads_as_a_table_in_milliseconds(trace: Trace) -> None:
+    text = render(summarize(trace, {Drop.LATE: 7}, FPS))
+    assert "84 action" in text
+    assert "4 answered, 1 filtered" in text
+    assert "7 late" in text
+    assert "10 kB per observation" in text
+    row = next(line for line in text.splitlines() if line.startswith("inference latency"))
+    assert row.split()[2:] == ["250.0", "385.0", "397.0", "400.0"]
+
+
+def test_a_run_that_never_began_has_a_summary_too() -> None:
+    empty = Trace(EdgeMetrics(CollectorRegistry()))
+    summary = summarize(empty, {}, FPS)
+    assert summary.seconds == 0
+    assert summary.idle_after_first_second == 0
+    assert "none" in render(summary)
+
+
+def test_the_picture_is_written_where_it_should_be(trace: Trace, tmp_path) -> None:
+    draw(trace, FPS, tmp_path / "new" / "run.png")
+    with Image.open(tmp_path / "new" / "run.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 600
+
+
+def test_observation_fps_is_over_the_last_seconds(trace: Trace) -> None:
+    assert trace.observation_fps(103.0) == pytest.approx(4 / 5)
+    assert trace.observation_fps(120.0) == 0

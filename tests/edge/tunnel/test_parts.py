@@ -1,0 +1,102 @@
+"""Smaller parts of the tunnel: reserved ports, pauses, metrics, the key kinds and the question at the terminal."""
+
+import io
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from longarm_edge.backoff import Backoff
+from longarm_edge.tunnel import Cause, HostKeyQuestion, PermanentTunnelError, State, StateChanged, ask_on_terminal
+from longarm_edge.tunnel.keys import load
+from longarm_edge.tunnel.local_sshd import make_key
+from longarm_edge.tunnel.metrics import TunnelMetrics
+from longarm_edge.tunnel.ports import ReservedPort
+
+QUESTION = HostKeyQuestion(host="[gpu]:1", key_type="ssh-ed25519", fingerprint="SHA256:abc", known_hosts_file="known")
+
+
+def test_a_reserved_port_can_be_listened_on_and_is_given_back() -> None:
+    with ReservedPort(0, "SETTING") as port:
+        for _ in range(2):
+            listener = socket.create_server(("127.0.0.1", port.number))
+            with listener, pytest.raises(PermanentTunnelError, match="SETTING"):
+                ReservedPort(port.number, "SETTING")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port.number))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a port that way")
+def test_a_reserved_port_goes_to_nobody_by_chance() -> None:
+    with ReservedPort(0, "SETTING") as port, socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port.number))
+
+
+def test_pauses_double_up_to_the_cap() -> None:
+    backoff = Backoff(first=0.1, cap=1.0)
+    pauses = [backoff.next() for _ in range(8)]
+    for pause, limit in zip(pauses, (0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0), strict=True):
+        assert limit / 2 <= pause <= limit
+    backoff.reset()
+    assert backoff.next() <= 0.1
+
+
+def test_every_label_exports_zero_from_the_start() -> None:
+    registry = CollectorRegistry()
+    TunnelMetrics(registry)
+    prefix = "longarm_edge_tunnel"
+    assert registry.get_sample_value(f"{prefix}_up") == 0
+    for cause in Cause:
+        assert registry.get_sample_value(f"{prefix}_reconnects_total", {"reason": cause}) == 0
+        assert registry.get_sample_value(f"{prefix}_connect_failures_total", {"reason": cause}) == 0
+    for state in State:
+        assert registry.get_sample_value(f"{prefix}_state", {"state": state}) == 0
+
+
+def test_a_lost_link_is_a_reconnect_and_a_failed_attempt_is_not() -> None:
+    registry = CollectorRegistry()
+    metrics = TunnelMetrics(registry)
+    for state, cause in (
+        (State.CONNECTING, None),
+        (State.UP, None),
+        (State.DOWN, Cause.SILENT),
+        (State.CONNECTING, Cause.SILENT),
+        (State.DOWN, Cause.TCP),
+        (State.CONNECTING, Cause.TCP),
+        (State.WAITING, Cause.SERVICE),
+    ):
+        metrics(StateChanged(state=state, cause=cause))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"longarm_edge_tunnel_{name}", labels)
+
+    assert value("reconnects_total", reason="silent") == 1
+    assert value("reconnects_total", reason="tcp") == 0
+    assert value("connect_failures_total", reason="tcp") == 1
+    assert value("connect_attempts_total") == 3
+    assert value("state", state="waiting") == 1
+    assert value("state", state="down") == 0
+    assert value("up") == 0
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_keys_of_every_kind_load_with_and_without_passphrase(tmp_path: Path, kind: str) -> None:
+    assert load(make_key(tmp_path / "plain", kind=kind), "").get_fingerprint()
+    assert load(tmp_path / "plain", "not needed").get_fingerprint()
+    locked = make_key(tmp_path / "locked", kind=kind, passphrase="open sesame")
+    assert load(locked, "open sesame").get_fingerprint()
+    with pytest.raises(PermanentTunnelError, match="is wrong"):
+        load(locked, "close sesame")
+
+
+@pytest.mark.parametrize(
+    ("typed", "trusted"), [("yes\n", True), ("YES \n", True), ("no\n", False), ("y\nyes\n", True), ("", False)]
+)
+def test_only_a_clear_yes_is_a_yes(monkeypatch: pytest.MonkeyPatch, capsys, typed: str, trusted: bool) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    assert ask_on_terminal(QUESTION) is trusted
+    shown = capsys.readouterr().err
+    assert "SHA256:abc" in shown
+    assert "[gpu]:1" in shown

@@ -1,0 +1,328 @@
+"""Opening, closing and forgetting sessions."""
+
+from pathlib import Path
+
+import pytest
+from tests.service.conftest import Serve
+from tests.service.fakes import (
+    CHUNK_SIZE,
+    HEIGHT,
+    JOINTS,
+    PATIENCE_SECONDS,
+    SECRET,
+    WIDTH,
+    Clock,
+    FakeLoader,
+    RunningService,
+    failing,
+    fake_spec,
+    observation,
+    open_session,
+    opening,
+    robot,
+)
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service.server import is_allowed
+from longarm_service.sessions import composed_renames
+from longarm_wire.errors import Reason
+from longarm_wire.specs import CameraSpec, RobotSpec
+
+IMAGES = "observation.images."
+
+
+def test_describes_what_was_agreed(serve: Serve) -> None:
+    session = open_session(serve(session_idle_timeout=12.5).stub)
+    assert session.fingerprint.policy_type == "fake"
+    assert session.fingerprint.pretrained_name_or_path == "policy"
+    assert session.fingerprint.digest
+    assert tuple(session.action_names) == tuple(session.state_names) == JOINTS
+    assert [(c.name, c.height, c.width) for c in session.cameras] == [("front", HEIGHT, WIDTH)]
+    assert session.chunk_size == CHUNK_SIZE
+    assert not session.supports_rtc
+    assert session.idle_timeout.ToMilliseconds() == 12500
+    assert len(session.session_id) >= 20
+
+
+def test_tells_how_far_the_load_is(serve: Serve) -> None:
+    *news, last = serve().stub.OpenSession(opening())
+    stages = [event.progress.stage for event in news]
+    assert stages[-2:] == [pb.PROGRESS_STAGE_LOADING, pb.PROGRESS_STAGE_WARMING_UP]
+    assert news[-2].progress.fraction == 0.5
+    assert last.HasField("session")
+
+
+def test_two_robots_that_want_one_policy_wait_for_one_load(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve().stub
+    loader.gate.clear()
+    first = stub.OpenSession(opening())
+    loader.wait_until_loading()
+    second = stub.OpenSession(opening())
+    # The second learns at once what the first was told
+    event = next(second)
+    assert event.progress.message == "Loading policy"
+    loader.gate.set()
+    ids = {[*events][-1].session.session_id for events in (first, second)}
+    assert len(ids) == 2
+    assert len(loader.loads) == 1
+
+
+def test_answers_while_a_policy_loads(serve: Serve, loader: FakeLoader) -> None:
+    service = serve()
+    session = open_session(service.stub)
+    loader.gate.clear()
+    slow = service.stub.OpenSession(opening("another"))
+    loader.wait_until_loading()
+    loader.wait_until_loading()
+    assert service.stub.PredictChunk(observation(session), timeout=PATIENCE_SECONDS).step_count
+    info = service.stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS)
+    assert [policy.pretrained_name_or_path for policy in info.loaded_policies] == ["policy"]
+    loader.gate.set()
+    assert [*slow][-1].HasField("session")
+
+
+def test_a_robot_that_gives_up_leaves_the_load_to_the_others(serve: Serve, loader: FakeLoader) -> None:
+    service = serve()
+    loader.gate.clear()
+    first, second = service.stub.OpenSession(opening()), service.stub.OpenSession(opening())
+    for events in (first, second):
+        next(events)
+    loader.wait_until_loading()
+    first.cancel()
+    loader.gate.set()
+    assert [*second][-1].HasField("session")
+    assert len(loader.loads) == 1
+
+
+def test_device_and_dtype_of_the_service_are_what_an_empty_request_means(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve().stub
+    open_session(stub)
+    open_session(stub, device="cpu")
+    open_session(stub, dtype="bfloat16")
+    assert [(choice.device, choice.dtype) for choice in loader.loads] == [("cpu", ""), ("cpu", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "words"),
+    [
+        ("nowhere", Reason.POLICY_NOT_FOUND, "nowhere"),
+        ("bad one", Reason.POLICY_LOAD_FAILED, "bad one"),
+        ("", Reason.INVALID_REQUEST, "pretrained_name_or_path"),
+    ],
+)
+def test_a_policy_that_does_not_load_is_said_so(serve: Serve, name: str, reason: Reason, words: str) -> None:
+    service = serve()
+    with failing(reason, words):
+        open_session(service.stub, name)
+    assert open_session(service.stub).session_id
+    assert service.metric("errors_total", reason=reason.value) == 1
+
+
+def test_a_fault_of_ours_travels_as_an_id(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    with failing(Reason.INTERNAL, "OpenSession failed: RuntimeError") as caught:
+        open_session(serve().stub, "bug")
+    assert SECRET not in caught[0].message
+    assert caught[0].metadata["id"] in caplog.text
+    assert SECRET in caplog.text
+
+
+def test_another_type_than_expected_is_a_mismatch(serve: Serve) -> None:
+    stub = serve().stub
+    assert open_session(stub, policy_type="fake").session_id
+    with failing(Reason.SPEC_MISMATCH, "'act'", "'fake'"):
+        open_session(stub, policy_type="act")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        (
+            {"cameras": [pb.CameraSpec(name="frnt", height=1, width=1)]},
+            Reason.SPEC_MISMATCH,
+            ['rename_map={"observation.images.frnt": "observation.images.front"}'],
+        ),
+        ({"cameras": []}, Reason.SPEC_MISMATCH, ["observation.images.front"]),
+        ({"action_names": JOINTS[:2]}, Reason.SPEC_MISMATCH, ["3 action values", "takes 2"]),
+        ({"state_names": JOINTS[:2]}, Reason.SPEC_MISMATCH, ["3 state values", "has 2"]),
+        ({"action_names": [*JOINTS[:2], JOINTS[0]]}, Reason.INVALID_REQUEST, ["distinct"]),
+        ({"fps": 0.0}, Reason.INVALID_REQUEST, ["fps"]),
+    ],
+)
+def test_a_robot_that_does_not_fit_learns_what_to_change(
+    serve: Serve, changes: dict[str, object], reason: Reason, words: list[str]
+) -> None:
+    with failing(reason, *words):
+        open_session(serve().stub, robot=robot(**changes))
+
+
+def test_joints_in_another_order_are_refused_where_the_policy_knows_names(serve: Serve, loader: FakeLoader) -> None:
+    loader.spec = fake_spec(action_names=JOINTS)
+    with failing(Reason.SPEC_MISMATCH, "another order"):
+        open_session(serve().stub, robot=robot(action_names=JOINTS[::-1]))
+
+
+def test_a_message_of_any_length_arrives(serve: Serve, loader: FakeLoader) -> None:
+    """It travels in headers, and gRPC drops a call whose headers are too long: the robot would see no reason at all."""
+    cameras = [pb.CameraSpec(name=f"camera_{i:04}", height=1, width=1) for i in range(1500)]
+    with failing(Reason.SPEC_MISMATCH, "camera_0000") as caught:
+        open_session(serve().stub, robot=robot(cameras=cameras))
+    assert len(caught[0].message) <= 2000
+
+
+def test_real_time_chunking_is_refused_for_now(serve: Serve) -> None:
+    with failing(Reason.RTC_UNSUPPORTED):
+        open_session(serve().stub, rtc=pb.RtcConfig())
+
+
+def test_a_rename_map_is_applied(serve: Serve) -> None:
+    cameras = [pb.CameraSpec(name="top", height=480, width=640)]
+    renames = {f"{IMAGES}top": f"{IMAGES}front"}
+    session = open_session(serve().stub, robot=robot(cameras=cameras), rename_map=renames)
+    assert [camera.name for camera in session.cameras] == ["top"]
+
+
+def test_a_checkpoint_keeps_the_rename_map_it_was_trained_with(serve: Serve, loader: FakeLoader) -> None:
+    """LeRobot's server replaces it by nothing, and the policy then misses its cameras."""
+    loader.saved_renames = {f"{IMAGES}top": f"{IMAGES}front"}
+    stub = serve().stub
+    for camera in ("top", "front"):
+        session = open_session(stub, robot=robot(cameras=[pb.CameraSpec(name=camera, height=48, width=64)]))
+        assert [c.name for c in session.cameras] == [camera]
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "cameras", "expected"),
+    [
+        ({}, {}, ["a"], {}),
+        ({"a": "x"}, {}, ["a"], {"a": "x"}),
+        ({"a": "x"}, {}, ["b"], {}),
+        ({"a": "x"}, {"a": "y"}, ["a"], {"a": "y"}),
+        ({"a": "x"}, {"b": "x"}, ["a", "b"], {"b": "x"}),
+        ({"a": "x"}, {}, ["a", "x"], {}),
+        ({"a": "x", "b": "y"}, {"c": "y"}, ["a", "b", "c"], {"a": "x", "c": "y"}),
+    ],
+)
+def test_what_a_robot_asks_for_goes_over_what_the_checkpoint_saved(
+    saved: dict[str, str], asked: dict[str, str], cameras: list[str], expected: dict[str, str]
+) -> None:
+    def full(renames: dict[str, str]) -> dict[str, str]:
+        return {IMAGES + old: IMAGES + new for old, new in renames.items()}
+
+    spec = RobotSpec("arm", JOINTS, JOINTS, tuple(CameraSpec(name, 1, 1) for name in cameras), 30.0)
+    assert composed_renames(full(saved), full(asked), spec) == full(expected)
+
+
+def test_only_allowed_policies_are_loaded(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve(allowed_policies=("lab/*",), preload=("house",)).stub
+    assert open_session(stub, "lab/act").session_id
+    assert open_session(stub, "house").session_id
+    with failing(Reason.POLICY_NOT_ALLOWED, "'someone/else'", "lab/*"):
+        open_session(stub, "someone/else")
+    assert [choice.pretrained_name_or_path for choice in loader.loads] == ["house", "lab/act"]
+
+
+def test_a_directory_is_allowed_by_where_it_lies(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("root")
+    inside, outside = root / "models" / "act", root / "private"
+    for directory in (inside, outside):
+        directory.mkdir(parents=True)
+    link = root / "models" / "link"
+    link.symlink_to(outside)
+    patterns = (f"{root}/models/*",)
+    assert is_allowed(str(inside), patterns)
+    assert not is_allowed(f"{root}/models/../private", patterns)
+    assert not is_allowed(str(link), patterns)
+
+
+def test_a_relative_directory_is_allowed_by_a_relative_pattern(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    directory = Path("outputs/act")
+    directory.mkdir(parents=True)
+    assert is_allowed(str(directory), ("outputs/*",))
+    assert not is_allowed(str(directory), ("models/*",))
+
+
+def test_there_are_no_more_sessions_than_allowed(serve: Serve) -> None:
+    service = serve(max_session_count=2)
+    first = open_session(service.stub)
+    open_session(service.stub)
+    with failing(Reason.TOO_MANY_SESSIONS, "2 sessions"):
+        open_session(service.stub)
+    service.stub.CloseSession(pb.CloseSessionRequest(session_id=first.session_id))
+    assert open_session(service.stub).session_id
+    assert service.metric("sessions") == 2
+
+
+def test_a_closed_session_is_unknown_and_closing_again_succeeds(serve: Serve) -> None:
+    stub = serve().stub
+    session = open_session(stub)
+    for _ in range(2):
+        stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    with failing(Reason.SESSION_UNKNOWN):
+        stub.PredictChunk(observation(session))
+    with failing(Reason.SESSION_UNKNOWN):
+        stub.ResetSession(pb.ResetSessionRequest(session_id=session.session_id))
+
+
+def test_an_idle_session_is_forgotten_and_a_used_one_is_not(serve: Serve) -> None:
+    clock = Clock()
+    stub = serve(clock=clock, session_idle_timeout=60.0).stub
+    used, idle = open_session(stub), open_session(stub)
+    clock.now += 40
+    stub.PredictChunk(observation(used))
+    clock.now += 40
+    stub.PredictChunk(observation(used, sequence=2))
+    with failing(Reason.SESSION_UNKNOWN, "60 s"):
+        stub.PredictChunk(observation(idle))
+    assert stub.GetServiceInfo(pb.GetServiceInfoRequest()).session_count == 1
+
+
+def loaded(service: RunningService) -> list[str]:
+    info = service.stub.GetServiceInfo(pb.GetServiceInfoRequest())
+    return sorted(policy.pretrained_name_or_path for policy in info.loaded_policies)
+
+
+def test_the_policy_unused_for_longest_makes_room(serve: Serve) -> None:
+    service = serve(max_loaded_policies=2)
+    for name in ("one", "two", "one"):
+        session = open_session(service.stub, name)
+        service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    open_session(service.stub, "three")
+    assert loaded(service) == ["one", "three"]
+    assert service.metric("policies_loaded") == 2
+
+
+def test_a_policy_in_use_never_makes_room(serve: Serve, loader: FakeLoader) -> None:
+    service = serve(max_loaded_policies=1)
+    session = open_session(service.stub, "one")
+    with failing(Reason.TOO_MANY_SESSIONS, "max_loaded_policies"):
+        open_session(service.stub, "two")
+    assert service.stub.PredictChunk(observation(session)).step_count
+    service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    open_session(service.stub, "two")
+    assert loaded(service) == ["two"]
+
+
+def test_failed_openings_use_nothing_up(serve: Serve) -> None:
+    """A lease that leaked would keep its policy in memory until the service ends."""
+    service = serve(max_loaded_policies=1)
+    with failing(Reason.SPEC_MISMATCH):
+        open_session(service.stub, "one", policy_type="act")
+    with failing(Reason.POLICY_LOAD_FAILED):
+        open_session(service.stub, "bad")
+    open_session(service.stub, "two")
+    assert loaded(service) == ["two"]
+
+
+def test_a_policy_that_changed_on_disk_is_loaded_again(serve: Serve, loader: FakeLoader) -> None:
+    """Training again into the same directory must not leave robots on the old policy."""
+    stub = serve().stub
+    old = open_session(stub)
+    loader.outdated.add("policy")
+    new = open_session(stub)
+    assert old.fingerprint.digest != new.fingerprint.digest
+    # The robot that runs keeps what it began with
+    assert stub.PredictChunk(observation(old)).step_count
+    assert len(loader.loads) == 2

@@ -1,0 +1,239 @@
+"""What a robot has and what a policy wants, and whether the two fit."""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_wire.errors import Reason, WireError
+from longarm_wire.images import MAX_PIXELS
+
+IMAGES_PREFIX = "observation.images."
+# LeRobot's name of a camera that a policy was made with and that no robot has; the policy fills it in itself
+_EMPTY_CAMERA = f"{IMAGES_PREFIX}empty_camera"
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera's RGB frames: name without prefix, size in pixels."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """A robot as a policy sees it. The order of names is the order of values on the wire.
+
+    Attributes:
+      robot_type: LeRobot's name of the type, for messages.
+      action_names: Names of action values.
+      state_names: Names of joint state values.
+      cameras: The robot's cameras.
+      fps: Ticks per second.
+    """
+
+    robot_type: str
+    action_names: tuple[str, ...]
+    state_names: tuple[str, ...]
+    cameras: tuple[CameraSpec, ...]
+    fps: float
+
+    def to_proto(self) -> pb.RobotSpec:
+        """Returns the spec as a message."""
+        return pb.RobotSpec(
+            robot_type=self.robot_type,
+            action_names=self.action_names,
+            state_names=self.state_names,
+            cameras=[pb.CameraSpec(name=c.name, height=c.height, width=c.width) for c in self.cameras],
+            fps=self.fps,
+        )
+
+    @classmethod
+    def from_proto(cls, message: pb.RobotSpec) -> "RobotSpec":
+        """Returns the spec that message holds.
+
+        Raises:
+          WireError: INVALID_REQUEST; a list has duplicates, there are no actions, or a size or fps is out of
+            bounds.
+        """
+        cameras = tuple(CameraSpec(c.name, c.height, c.width) for c in message.cameras)
+        for what, names in (
+            ("action names", message.action_names),
+            ("state names", message.state_names),
+            ("cameras", [c.name for c in cameras]),
+        ):
+            if len(set(names)) != len(names) or "" in names:
+                raise WireError(Reason.INVALID_REQUEST, f"Expected distinct, non-empty {what}, found {list(names)}")
+        if not message.action_names:
+            raise WireError(Reason.INVALID_REQUEST, "Expected at least one action name, found none")
+        if not (message.fps > 0 and math.isfinite(message.fps)):
+            raise WireError(Reason.INVALID_REQUEST, f"Expected a positive, finite fps, found {message.fps}")
+        for c in cameras:
+            if c.height < 1 or c.width < 1 or c.height * c.width > MAX_PIXELS:
+                raise WireError(
+                    Reason.INVALID_REQUEST,
+                    f"Expected frames of 1 to {MAX_PIXELS} pixels, found {c.width}x{c.height} for camera {c.name!r}",
+                )
+        return cls(message.robot_type, tuple(message.action_names), tuple(message.state_names), cameras, message.fps)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy wants and gives.
+
+    Attributes:
+      policy_type: LeRobot's type, for messages.
+      action_dim: Values of one robot-space action.
+      state_dim: Values of the joint state; 0 if the policy looks at none.
+      cameras: What it looks at, by full feature key such as "observation.images.top", with the size it wants.
+      chunk_size: Actions per prediction.
+      action_names: Names in order, where the checkpoint tells them.
+      fps: Rate it was trained at, where the checkpoint tells it.
+      supports_rtc: Whether it can condition a chunk on the unexecuted prefix of the last one.
+    """
+
+    policy_type: str
+    action_dim: int
+    state_dim: int
+    cameras: Mapping[str, tuple[int, int]]
+    chunk_size: int
+    action_names: tuple[str, ...] | None = None
+    fps: float | None = None
+    supports_rtc: bool = False
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one robot's observations become one policy's.
+
+    Attributes:
+      state_names: What the state of a request holds, in order.
+      cameras: What the edge sends: the robot's names, the policy's sizes.
+      policy_keys: From the robot's camera name to the policy's feature key.
+    """
+
+    state_names: tuple[str, ...]
+    cameras: tuple[CameraSpec, ...]
+    policy_keys: Mapping[str, str] = field(default_factory=dict)
+
+
+def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -> Agreement:
+    """Returns how robot's observations become policy's.
+
+    A camera that the policy does not look at is left out. A camera of another size than the policy wants is sent in
+    the policy's size.
+
+    Args:
+      robot: What is there.
+      policy: What is wanted.
+      rename_map: From the robot's observation keys to the policy's, as LeRobot's rename_map.
+
+    Raises:
+      WireError: SPEC_MISMATCH; the message lists every problem with the nearest name and the rename that mends it.
+    """
+    problems = [*_action_problems(robot, policy), *_state_problems(robot, policy)]
+    if policy.fps is not None and abs(policy.fps - robot.fps) > 1e-6:
+        problems.append(
+            f"The policy was trained at {policy.fps:g} fps and the robot runs at {robot.fps:g}. Set fps={policy.fps:g}."
+        )
+    robot_keys = {IMAGES_PREFIX + camera.name: camera for camera in robot.cameras}
+    problems += [
+        f"rename_map renames {key!r}, which the robot does not have. It has {_listed(robot_keys)}"
+        f"{_nearest(key, robot_keys)}."
+        for key in rename_map
+        if key not in robot_keys
+    ]
+    by_policy_key = {rename_map.get(key, key): camera for key, camera in robot_keys.items()}
+    if len(by_policy_key) != len(robot_keys):
+        problems.append(f"rename_map gives two cameras one name: {dict(rename_map)}")
+    wanted = {key: size for key, size in policy.cameras.items() if not key.startswith(_EMPTY_CAMERA)}
+    problems += _camera_problems(wanted, by_policy_key, robot_keys, rename_map)
+    if problems:
+        lines = "\n".join(f"- {problem}" for problem in problems)
+        raise WireError(
+            Reason.SPEC_MISMATCH,
+            f"The robot ({robot.robot_type}) does not fit the policy ({policy.policy_type}):\n{lines}",
+        )
+    return Agreement(
+        state_names=robot.state_names if policy.state_dim else (),
+        cameras=tuple(CameraSpec(by_policy_key[key].name, *size) for key, size in wanted.items()),
+        policy_keys={by_policy_key[key].name: key for key in wanted},
+    )
+
+
+def _action_problems(robot: RobotSpec, policy: PolicySpec) -> Iterable[str]:
+    if policy.action_names is not None:
+        yield from _name_problems("action", robot.action_names, policy.action_names)
+    elif len(robot.action_names) != policy.action_dim:
+        yield (
+            f"The policy gives {policy.action_dim} action values and the robot takes {len(robot.action_names)}: "
+            f"{_listed(robot.action_names)}. Use a checkpoint trained on this type of robot."
+        )
+
+
+def _state_problems(robot: RobotSpec, policy: PolicySpec) -> Iterable[str]:
+    if policy.state_dim and len(robot.state_names) != policy.state_dim:
+        yield (
+            f"The policy wants {policy.state_dim} state values and the robot has {len(robot.state_names)}: "
+            f"{_listed(robot.state_names)}. Use a checkpoint trained on this type of robot."
+        )
+
+
+def _name_problems(what: str, robot: Sequence[str], policy: Sequence[str]) -> Iterable[str]:
+    if tuple(robot) == tuple(policy):
+        return
+    if sorted(robot) == sorted(policy):
+        yield f"The {what} names are in another order. Policy: {_listed(policy)}. Robot: {_listed(robot)}."
+        return
+    for name in policy:
+        if name not in robot:
+            yield f"The policy has the {what} {name!r}, which the robot does not{_nearest(name, robot)}."
+    for name in robot:
+        if name not in policy:
+            yield f"The robot has the {what} {name!r}, which the policy does not{_nearest(name, policy)}."
+
+
+def _camera_problems(
+    wanted: Mapping[str, tuple[int, int]],
+    offered: Mapping[str, CameraSpec],
+    robot_keys: Mapping[str, CameraSpec],
+    rename_map: Mapping[str, str],
+) -> Iterable[str]:
+    # Only an unused camera can become a missing one, and each only once
+    spare = [key for key, camera in robot_keys.items() if not any(offered.get(w) is camera for w in wanted)]
+    # What mends everything at once: the renames of today that make sense, and the new ones
+    mended = {key: value for key, value in rename_map.items() if key in robot_keys}
+    missing = [key for key in wanted if key not in offered]
+    for key in missing:
+        if not spare:
+            yield (
+                f"The policy looks at {key!r} and the robot has no camera left for it. It has "
+                f"{_listed(robot_keys) or 'none'}. Add a camera to --robot.cameras."
+            )
+            continue
+        partner = (difflib.get_close_matches(key, spare, n=1, cutoff=0) or spare)[0]
+        spare.remove(partner)
+        mended[partner] = key
+        yield (
+            f"The policy looks at {key!r}, which the robot does not have. It has {_listed(robot_keys)}; the nearest "
+            f"unused name is {partner!r}. If they show the same: rename_map={_json({partner: key})}"
+        )
+    if mended and missing and (len(missing) > 1 or rename_map):
+        yield f"Taken together: rename_map={_json(mended)}"
+
+
+def _json(rename_map: Mapping[str, str]) -> str:
+    return json.dumps(rename_map, ensure_ascii=False)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; the nearest name is {found[0]!r}" if found else ""
