@@ -34,6 +34,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 EXPIRY_PERIOD_SECONDS = 5.0
+FAREWELL_SECONDS = 0.5
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
@@ -91,8 +92,9 @@ class Service:
             self._start_http(stack)
             await stack.enter_async_context(self._worker)
             server = await self._start_grpc()
-            # Predictions are answered by then. What is left are watches of health and reflection, which never end
-            stack.push_async_callback(server.stop, grace=0)
+            # Predictions are answered by then. What is left are watches of health and reflection, which never end by
+            # themselves: they get a moment for their last word
+            stack.push_async_callback(server.stop, grace=FAREWELL_SECONDS)
             expiry = asyncio.create_task(self._expire_sessions(), name="expire sessions")
             stack.callback(expiry.cancel)
             self._announce(stack)
