@@ -33,25 +33,32 @@ class TestSchedule:
 
 
 class TestReplan:
-    def test_auto_asks_when_the_queue_lasts_no_longer_than_a_reply_takes(self) -> None:
+    def test_auto_asks_again_when_a_round_trip_has_passed_since_the_last_chunk_came(self) -> None:
         replanner = Replanner(Replan.AUTO, 0.5, 30)
-        assert not replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2)
-        assert not replanner.wants(depth=25, chunk_size=50, playback_left=0.8, p95=0.2)
-        assert replanner.wants(depth=9, chunk_size=50, playback_left=0.3, p95=0.2)
+        assert not replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2, since_capture=0.39)
+        assert replanner.wants(depth=40, chunk_size=50, playback_left=1.3, p95=0.2, since_capture=0.4)
+
+    def test_auto_asks_when_the_queue_lasts_no_longer_than_a_reply_takes(self) -> None:
+        """However little time has passed: the last chunk may have come with most of its actions late."""
+        replanner = Replanner(Replan.AUTO, 0.5, 30)
+        assert replanner.wants(depth=9, chunk_size=50, playback_left=0.3, p95=0.2, since_capture=0.21)
 
     def test_auto_learns_the_link_at_once(self) -> None:
-        assert Replanner(Replan.AUTO, 0.5, 30).wants(depth=50, chunk_size=50, playback_left=1.6, p95=None)
+        replanner = Replanner(Replan.AUTO, 0.5, 30)
+        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=None, since_capture=0.0)
 
     def test_threshold_is_lerobots(self) -> None:
         replanner = Replanner(Replan.THRESHOLD, 0.5, 30)
-        assert not replanner.wants(depth=26, chunk_size=50, playback_left=0.9, p95=0.1)
-        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.9, p95=0.1)
+        assert not replanner.wants(depth=26, chunk_size=50, playback_left=0.9, p95=0.1, since_capture=9.0)
+        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.9, p95=0.1, since_capture=0.1)
 
     def test_threshold_asks_earlier_where_the_link_needs_it(self) -> None:
-        assert Replanner(Replan.THRESHOLD, 0.1, 30).wants(depth=25, chunk_size=50, playback_left=0.8, p95=1.0)
+        replanner = Replanner(Replan.THRESHOLD, 0.1, 30)
+        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.8, p95=1.0, since_capture=1.0)
 
     def test_continuous_always_asks(self) -> None:
-        assert Replanner(Replan.CONTINUOUS, 0.5, 30).wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.01)
+        replanner = Replanner(Replan.CONTINUOUS, 0.5, 30)
+        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.01, since_capture=0.01)
 
     def test_p95_is_of_recent_round_trips(self) -> None:
         trips = RoundTrips(window=20)

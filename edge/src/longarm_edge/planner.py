@@ -1,6 +1,7 @@
 """The planner: decides when a fresh chunk is wanted, and gets it, on a thread of its own."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -94,6 +95,7 @@ class Planner:
     _nudged: threading.Event = field(default_factory=threading.Event)
     _backoff: Backoff = field(default_factory=lambda: Backoff(cap=PAUSE_CAP))
     _repeats: Repeats = field(default_factory=Repeats)
+    _captured_at: float = -math.inf
     _unreachable: bool = False
     _session_unknown: bool = False
 
@@ -150,14 +152,17 @@ class Planner:
             return
         playback_left = self.queue.playback_left(now, self.fps)
         p95 = self.round_trips.p95()
-        if not self.replanner.wants(self.queue.depth(), self.session.chunk_size, playback_left, p95):
+        since_capture = now - self._captured_at
+        if not self.replanner.wants(self.queue.depth(), self.session.chunk_size, playback_left, p95, since_capture):
             return
         episode, epoch, tick = self.queue.episode, self.queue.epoch, self.queue.next_tick
         self.link.asking(now)
-        captured_at = self.clock.now()
+        captured_at = self._captured_at = self.clock.now()
         try:
             reading = self.robot.observe()
         except Exception as error:  # noqa: BLE001  # whatever a robot raises: a bus that stutters may answer next time
+            if self._stopping.is_set():  # it was us who let go of it
+                return
             self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
             return
         observed = self.clock.now()

@@ -11,11 +11,16 @@ class Replan(StrEnum):
     """When the planner asks for a fresh chunk."""
 
     AUTO = "auto"
-    """When the playback left is no more than the recent 95th percentile round trip and a margin."""
+    """When a round trip has passed since the last chunk came, or the queue would run dry otherwise."""
     THRESHOLD = "threshold"
     """When queue depth / chunk size is at most chunk_size_threshold, as LeRobot does."""
     CONTINUOUS = "continuous"
     """As soon as the last chunk is merged."""
+
+
+# In round trips, from one capture to the next: one of them on the way, as long again for the others on the service and
+# on the link, who then get a fair share of both without anybody being asked
+PACE = 2.0
 
 
 class RoundTrips:
@@ -49,7 +54,7 @@ class Replanner:
     chunk_size_threshold: float
     fps: float
 
-    def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None) -> bool:
+    def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None, since_capture: float) -> bool:
         """Returns whether to ask now.
 
         Args:
@@ -57,10 +62,17 @@ class Replanner:
           chunk_size: Actions of a chunk, positive.
           playback_left: Seconds the queue lasts.
           p95: Recent round trip in seconds, None if none is known.
+          since_capture: Seconds since the last observation was captured, inf before the first.
         """
-        if self.mode is Replan.CONTINUOUS or self.urgent(playback_left, p95):
+        if p95 is None or self.urgent(playback_left, p95):
             return True
-        return self.mode is Replan.THRESHOLD and depth / chunk_size <= self.chunk_size_threshold
+        match self.mode:
+            case Replan.AUTO:
+                return since_capture >= PACE * p95
+            case Replan.THRESHOLD:
+                return depth / chunk_size <= self.chunk_size_threshold
+            case Replan.CONTINUOUS:
+                return True
 
     def urgent(self, playback_left: float, p95: float | None) -> bool:
         """Returns whether the queue would run dry if the next request waited: then nothing may be filtered."""

@@ -102,7 +102,8 @@ class EdgeSettings(ProcessSettings):
     actions_per_chunk: Annotated[int, Field(ge=0)] = 0
     """Most actions to take of each chunk. 0: all that the policy gives."""
     replan: Replan = Replan.AUTO
-    """When to ask for a fresh chunk: auto, threshold or continuous."""
+    """When to ask for a fresh chunk: auto (a round trip after the last one came, whatever the link), threshold, or
+    continuous (as soon as the last one came)."""
     chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """With replan=threshold: ask when queue depth / chunk size is at most this."""
     aggregate_fn_name: AggregateName = AggregateName.LATEST_ONLY

@@ -77,7 +77,7 @@ def predict(costs: Costs, plan: Plan) -> Prediction:
     trips = RoundTrips()
     chunk = np.zeros((plan.actions_per_chunk, 1), np.float32)
     arriving: tuple[float, ActionChunk] | None = (0.0, ActionChunk(0, 0, 1, 0, -costs.latency, chunk))
-    sequence, ticks = 1, round(SIMULATED_SECONDS * plan.fps)
+    sequence, captured_at, ticks = 1, -costs.latency, round(SIMULATED_SECONDS * plan.fps)
     idle, ages = 0, []
     for tick in range(ticks):
         now = tick / plan.fps
@@ -91,8 +91,9 @@ def predict(costs: Costs, plan: Plan) -> Prediction:
         else:
             ages.append(now - action.captured_at)
         left = queue.playback_left(now, plan.fps)
-        if arriving is None and replanner.wants(queue.depth(), plan.actions_per_chunk, left, trips.p95()):
-            sequence += 1
+        depth, since_capture = queue.depth(), now - captured_at
+        if arriving is None and replanner.wants(depth, plan.actions_per_chunk, left, trips.p95(), since_capture):
+            sequence, captured_at = sequence + 1, now
             latency = costs.latency * max(0.5, 1 + JITTER * rng.standard_normal())
             arriving = (now + latency, ActionChunk(0, 0, sequence, tick + 1, now, chunk))
     return Prediction(
