@@ -1,5 +1,6 @@
 """`longarm-edge leave` as a service manager runs it: after a run that was killed, and after one that was not."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -88,7 +89,7 @@ def test_a_killed_run_under_rest_moves_back_to_where_it_started(arm) -> None:
     assert first == {"event": "connect"}
     assert pans[0] == pytest.approx(0, abs=1)
     assert pans[-1] == pytest.approx(20)
-    assert max(after - before for before, after in zip(pans, pans[1:], strict=False)) < 3, "slowly"
+    assert max(after - before for before, after in itertools.pairwise(pans)) < 3, "slowly"
     assert last == {"event": "disconnect", "torque": False}, "as the robot's own configuration says"
     assert not arm.pose_file.exists()
 

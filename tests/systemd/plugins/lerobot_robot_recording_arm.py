@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lerobot.robots import RobotConfig
+
 from lerobot_robot_longarm_sim import LongarmSim, LongarmSimConfig
 
 
