@@ -127,3 +127,10 @@ def test_without_a_pose_file_it_says_what_is_missing(arm) -> None:
     done = arm.leave(LONGARM_EDGE_SAFETY__POSE_FILE="")
     assert done.returncode == exit_codes.CANNOT_START
     assert "safety.pose_file" in done.stderr
+
+
+def test_a_pose_file_that_cannot_be_looked_for_is_named(arm) -> None:
+    done = arm.leave(LONGARM_EDGE_SAFETY__POSE_FILE=str(arm.directory / ("x" * 300)))
+    assert done.returncode == exit_codes.CANNOT_START
+    assert "safety.pose_file" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -24,6 +24,8 @@ RUN_FLAGS = (
     *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp"),
     *("--volume", "/sys/fs/cgroup:/sys/fs/cgroup:ro"),
 )
+# The units hide home directories and have a /tmp of their own, where a checkout may lie
+VISIBLE = f"[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths={' '.join(map(str, MOUNTS))}\n"
 PATIENCE_SECONDS = 90.0
 
 
@@ -100,3 +102,24 @@ def booted(image: str, *flags: str) -> Iterator[Machine]:
         yield machine
     finally:
         docker("rm", "--force", "--volumes", name, check=False)
+
+
+def install_service(machine: Machine) -> None:
+    """Installs the service with the policy in /srv/policy, not started."""
+    machine.run("deploy/systemd/install", "service", "--venv", sys.prefix)
+    machine.write("/etc/systemd/system/longarm-service.service.d/test.conf", VISIBLE)
+    settings = "LONGARM_SERVICE_PRELOAD=/srv/policy\nLONGARM_SERVICE_TORCH_THREADS=1\nHF_HUB_OFFLINE=1\n"
+    machine.write("/etc/longarm/service.env", settings)
+    machine.run("systemctl", "daemon-reload")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """Returns a small ACT policy with random weights, which any user can read."""
+    directory = tmp_path_factory.mktemp("policy") / "act"
+    command = shutil.which("longarm-sim-checkpoint", path=str(Path(sys.executable).parent))
+    assert command is not None
+    subprocess.run([command, str(directory)], check=True, capture_output=True)
+    for path in (directory, *directory.iterdir()):
+        path.chmod(0o755)
+    return directory

@@ -1,8 +1,6 @@
 """The native units under a real systemd: an edge with the simulated arm, and a real service with a real policy."""
 
 import json
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,40 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.conftest import MOUNTS, PLUGINS, Machine, booted
+from tests.systemd.conftest import PLUGINS, VISIBLE, Machine, booted, install_service
 
 pytestmark = pytest.mark.timeout(300)
 
 EDGE, SERVICE = "longarm-edge", "longarm-service"
 STATE = "/var/lib/longarm"
-# The units hide home directories and have a /tmp of their own, where a checkout may lie
-VISIBLE = f"[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths={' '.join(map(str, MOUNTS))}\n"
 # Shorter than a person would have them
 EDGE_DROP_IN = f"{VISIBLE}WatchdogSec=4\nRestartSec=1\nTimeoutStartSec=20\nEnvironment=PYTHONPATH={PLUGINS}\n"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """Returns a small ACT policy with random weights, which any user can read."""
-    directory = tmp_path_factory.mktemp("policy") / "act"
-    command = shutil.which("longarm-sim-checkpoint", path=str(Path(sys.executable).parent))
-    assert command is not None
-    subprocess.run([command, str(directory)], check=True, capture_output=True)
-    for path in (directory, *directory.iterdir()):
-        path.chmod(0o755)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def machine(image: str, checkpoint: Path) -> Iterator[Machine]:
-    """A machine with both units installed and the service running."""
+    """A machine with both units installed."""
     with booted(image, "--volume", f"{checkpoint}:/srv/policy:ro") as machine:
-        for role in ("edge", "service"):
-            machine.run("deploy/systemd/install", role, "--venv", sys.prefix)
+        install_service(machine)
+        machine.run("deploy/systemd/install", "edge", "--venv", sys.prefix)
         machine.write(f"/etc/systemd/system/{EDGE}.service.d/test.conf", EDGE_DROP_IN)
-        machine.write(f"/etc/systemd/system/{SERVICE}.service.d/test.conf", VISIBLE)
-        settings = "LONGARM_SERVICE_PRELOAD=/srv/policy\nLONGARM_SERVICE_TORCH_THREADS=1\nHF_HUB_OFFLINE=1\n"
-        machine.write("/etc/longarm/service.env", settings)
         machine.run("systemctl", "daemon-reload")
         yield machine
 

@@ -41,7 +41,7 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
         raise ConfigurationError(
             ["Expected safety.pose_file to be set, as it was for the run: nothing else says more."]
         )
-    if not path.is_file():
+    if not pose_file.is_kept(path):
         logger.info("the arm was left by rule: nothing to do")
         return exit_codes.DONE
     if safety.on_stop is StopRule.HOLD and safety.when_idle is not IdleRule.ZERO:

@@ -27,11 +27,23 @@ def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
         raise ConfigurationError([f"Cannot write {path} (safety.pose_file): {error.strerror}"]) from error
 
 
+def is_kept(path: Path) -> bool:
+    """Returns whether there is a pose: whether the arm was not left by rule.
+
+    Raises:
+      ConfigurationError: This user cannot tell.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ConfigurationError([f"Cannot look for {path} (safety.pose_file): {error.strerror}"]) from error
+
+
 def read(path: Path, names: Sequence[str]) -> np.ndarray:
     """Returns the pose, float32 of shape (names).
 
     Raises:
-      FileNotFoundError: There is none: the arm was left by rule.
+      OSError: It cannot be read.
       ValueError: The file is damaged, or of a robot with other names.
     """
     found = json.loads(path.read_text(encoding="utf-8"))
