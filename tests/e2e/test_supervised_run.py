@@ -16,7 +16,7 @@ from longarm_wire import exit_codes
 from longarm_wire.specs import PolicySpec
 from tests.e2e.conftest import RunningService, Script
 
-PLUGINS = Path(__file__).parents[1] / "systemd" / "plugins"
+PLUGINS = Path(__file__).parents[1] / "plugins"
 FRAME = (48, 64)
 
 

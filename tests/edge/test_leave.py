@@ -11,7 +11,7 @@ import pytest
 
 from longarm_wire import exit_codes
 
-PLUGINS = Path(__file__).parents[1] / "systemd" / "plugins"
+PLUGINS = Path(__file__).parents[1] / "plugins"
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 HOME = {f"{joint}.pos": value for joint, value in zip(JOINTS, (0.0, -12.0, 0.0, 78.0, 0.0, 40.0), strict=True)}
 

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy" / "systemd"
-PLUGINS = Path(__file__).parent / "plugins"
+PLUGINS = ROOT / "tests" / "plugins"
 IMAGE = "longarm-test-systemd"
 # What a process in the container needs of this machine: code, packages, the interpreter
 MOUNTS = sorted({ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()})

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(240)
 
 UNIT = "longarm-edge-docker"
 UID = 10001
+CLIENT = "longarm-test-client"
 ENGINE = ("--volume", "/usr/bin/docker:/usr/bin/docker:ro", "--volume", "/var/run/docker.sock:/var/run/docker.sock")
 
 
@@ -59,7 +60,8 @@ def machine(image: str, checkpoint: Path, tmp_path_factory) -> Iterator[Containe
     shared = tmp_path_factory.mktemp("run")
     name = f"longarm-edge-test-{os.getpid()}"
     parents = " ".join({str(parent) for mount in MOUNTS for parent in mount.parents} - {"/"})
-    build = docker("build", "--quiet", "--build-arg", f"PARENTS={parents}", str(Path(__file__).parent / "client"))
+    context = str(Path(__file__).parent / "client")
+    docker("build", "--quiet", "--tag", CLIENT, "--build-arg", f"PARENTS={parents}", context)
     flags = ("--volume", f"{checkpoint}:/srv/policy:ro", "--volume", f"{shared}:{shared}", *ENGINE)
     with booted(image, *flags) as booted_machine:
         install_service(booted_machine)
@@ -74,7 +76,7 @@ def machine(image: str, checkpoint: Path, tmp_path_factory) -> Iterator[Containe
         mounts = " ".join(f"--volume={path}:{path}:ro" for path in MOUNTS)
         arguments = f"--network=container:{booted_machine.name} {mounts} --env=PYTHONPATH={PLUGINS} --env=HOME=/tmp"
         entry = f"--entrypoint={sys.prefix}/bin/longarm-edge"
-        text = f"IMAGE={build.stdout.strip()}\nCONTAINER_UID={UID}\nDOCKER_ARGS={arguments} {entry}\n"
+        text = f"IMAGE={CLIENT}\nCONTAINER_UID={UID}\nDOCKER_ARGS={arguments} {entry}\n"
         booted_machine.write("/etc/longarm/edge-docker.env", text)
         booted_machine.run("systemctl", "daemon-reload")
         yield Container(booted_machine, name, shared)

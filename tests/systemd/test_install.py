@@ -45,6 +45,9 @@ def test_everything_has_its_place_owner_and_mode(machine) -> None:
         "/opt/longarm/doc root:root 755 ",
         "/opt/longarm/doc/deploy-systemd.md root:root 644 ",
         f"/opt/longarm/edge root:root 777 {sys.prefix}",
+        "/var/lib/longarm longarm:longarm 750 ",
+        "/var/lib/longarm/.ssh longarm:longarm 700 ",
+        "/var/lib/longarm/calibration longarm:longarm 750 ",
     }
     assert machine.shell("id -un longarm; id -Gn longarm").split() == ["longarm", "longarm", "dialout", "video"]
     assert machine.run("systemctl", "is-enabled", "longarm-edge").stdout.strip() == "enabled"
@@ -106,7 +109,8 @@ def test_an_uninstall_leaves_the_others_alone(machine) -> None:
     machine.run(UNINSTALL, "edge", "--purge")
     after = tree(machine)
     assert between <= after
-    assert {line.split()[0] for line in after - between} <= {"/etc/sysusers.d", "/etc/sysusers.d/longarm.conf"}
+    added = {line.split()[0] for line in after - between}
+    assert not [path for path in added if not path.startswith(("/etc/sysusers.d", "/var/lib/longarm"))]
     assert machine.run("systemctl", "is-enabled", "longarm-edge-docker").stdout.strip() == "enabled"
 
 

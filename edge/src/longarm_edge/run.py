@@ -121,7 +121,7 @@ class Run:
         Raises:
           ConfigurationError: The service refuses: robot and policy do not fit, say. Nothing moved.
         """
-        reason = "the service refuses"
+        reason = "it cannot start as configured"
         with Signals() as signals, ExitStack() as stack:
             try:
                 reason = self._run(signals, stack)
