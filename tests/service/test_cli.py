@@ -102,7 +102,7 @@ def test_a_taken_port_is_explained_at_once(tmp_path: Path) -> None:
 class Process:
     """serve_fake.py in a process."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
         self.announced = directory / "ports.json"
         self.process = subprocess.Popen(
             [
@@ -114,7 +114,7 @@ class Process:
                 f"--announce={self.announced}",
                 *arguments,
             ],
-            env=clean(PYTHONPATH=str(ROOT)),
+            env=clean(PYTHONPATH=str(ROOT), **environment),
             cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -185,3 +185,23 @@ def test_a_policy_to_preload_that_does_not_load_is_explained(tmp_path: Path) -> 
     assert code == exit_codes.CANNOT_START
     assert "POLICY_NOT_FOUND: There is no 'nowhere'." in log
     assert "Traceback" not in log
+
+
+def test_systemd_learns_when_it_is_ready_and_when_it_drains(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE_SECONDS)
+        started = Process(tmp_path, "--preload=policy", NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert manager.recv(1000) == b"READY=1\nSTATUS=ready"
+        started.process.send_signal(signal.SIGTERM)
+        assert manager.recv(1000) == b"STOPPING=1\nSTATUS=draining"
+        assert started.end()[0] == exit_codes.DONE
+
+
+def test_systemd_never_hears_that_a_service_is_ready_that_is_not(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        assert Process(tmp_path, "--preload=nowhere", NOTIFY_SOCKET=str(tmp_path / "notify")).end()[0] != 0
+        with pytest.raises(BlockingIOError):
+            manager.recv(1000)

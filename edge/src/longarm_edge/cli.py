@@ -1,5 +1,6 @@
 """The command longarm-edge."""
 
+import faulthandler
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ on the robot's machine:
   doctor        check everything a run needs, measure the link, and say what to set; --json for scripts
   demo          drive a simulated arm from a policy service on this machine: no robot, no GPU, no network
   demo-ssh      the same, through a private sshd and a tunnel
+  leave         apply the stop rule to an arm whose run was killed, for service managers
   check-config  print the effective settings, secrets masked, and check the robot's configuration
   help          this text; `longarm-edge run --help` lists every setting
 
@@ -70,6 +72,9 @@ class Invocation:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits with its code."""
+    # A watchdog ends a stuck process by SIGABRT: the log then says where each thread stood
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
     sys.exit(_main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -79,6 +84,7 @@ def _main(arguments: list[str]) -> int:
         "demo": _demo,
         "demo-ssh": _demo,
         "doctor": _doctor,
+        "leave": _leave,
         "check-config": _check_config,
         "up": _up,
         **dict.fromkeys(FAR_COMMANDS, _manage),
@@ -136,6 +142,22 @@ def _run(it: Invocation) -> int:
 
     robot = make_robot(it.settings.robot, it.robot_flags, it.settings.fps)
     return run_to_exit_code(it.settings, robot, it.console).exit_code
+
+
+def _leave(it: Invocation) -> int:
+    from longarm_edge.leave import leave
+    from longarm_edge.robot import Robot
+    from longarm_edge.schedule import MonotonicClock
+
+    settings = it.settings
+
+    def without_cameras() -> Robot:
+        # Mostly there is nothing to do, and no need for LeRobot
+        from longarm_edge.lerobot_robot import make_robot
+
+        return make_robot(settings.robot, it.robot_flags, settings.fps, cameras=False)
+
+    return leave(settings, without_cameras, MonotonicClock())
 
 
 def _demo(it: Invocation) -> int:

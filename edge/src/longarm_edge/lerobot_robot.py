@@ -65,9 +65,17 @@ def parse_robot(settings: Mapping[str, Any], flags: Sequence[str]) -> RobotConfi
             raise ConfigurationError(["--robot: LeRobot refuses one of the --robot.* flags (see above)"]) from error
 
 
-def make_robot(settings: Mapping[str, Any], flags: Sequence[str], fps: float) -> "LeRobotRobot":
-    """Returns the robot that parse_robot finds, not yet connected. Raises as parse_robot and LeRobotRobot do."""
-    return LeRobotRobot(parse_robot(settings, flags), fps, _named(settings, flags))
+def make_robot(
+    settings: Mapping[str, Any], flags: Sequence[str], fps: float, *, cameras: bool = True
+) -> "LeRobotRobot":
+    """Returns the robot that parse_robot finds, not yet connected. Raises as parse_robot and LeRobotRobot do.
+
+    Without cameras, those of its configuration are left out: an arm can be let go of even when one of them hangs.
+    """
+    config = parse_robot(settings, flags)
+    if not cameras and hasattr(config, "cameras"):
+        config.cameras = {}
+    return LeRobotRobot(config, fps, _named(settings, flags))
 
 
 class LeRobotRobot:

@@ -122,6 +122,11 @@ class Planner:
             self._thread.join()
         self.client.close_session(self.session)
 
+    @property
+    def warm_up_timeout(self) -> float:
+        """Deadline of warm_up in seconds."""
+        return max(30.0, self.request_timeout)
+
     def warm_up(self) -> None:
         """Sends one observation and throws its chunk away, so that what only the first one costs is no latency.
 
@@ -129,7 +134,7 @@ class Planner:
         """
         reading = self.robot.observe()
         reply, _, _ = self.client.predict(
-            self.session, reading, episode=self.queue.episode, tick=0, timeout=max(30.0, self.request_timeout)
+            self.session, reading, episode=self.queue.episode, tick=0, timeout=self.warm_up_timeout
         )
         check_chunk(reply.actions, self.session.action_dim)
 

@@ -1,5 +1,6 @@
 """The boundary to a robot: names, arrays and a few calls."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,6 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from longarm_wire.specs import RobotSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,14 @@ class Robot(Protocol):
           torque: Whether the motors keep their torque; None for what the robot's own configuration says.
         """
         ...
+
+
+def measured_pose(robot: Robot) -> np.ndarray:
+    """Returns where a connected robot stands as a command that keeps it there, float32 of shape (action_names)."""
+    spec = robot.spec
+    state = dict(zip(spec.state_names, robot.observe().state, strict=True))
+    missing = [name for name in spec.action_names if name not in state]
+    if missing:
+        # A velocity base has actions that are no joints; nothing of it can be moved back to a start pose
+        logger.info("no measured pose for %s: taken as 0", ", ".join(missing))
+    return np.array([state.get(name, 0.0) for name in spec.action_names], np.float32)

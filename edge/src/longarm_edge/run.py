@@ -2,16 +2,18 @@
 
 import gc
 import logging
+import os
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from longarm_edge import console as terminal
+from longarm_edge import pose_file
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
 from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
@@ -24,10 +26,11 @@ from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClie
 from longarm_edge.priority import ahead_of_others
 from longarm_edge.replan import Replanner
 from longarm_edge.report import Summary, draw, render, summarize
-from longarm_edge.robot import Robot
+from longarm_edge.robot import Robot, measured_pose
 from longarm_edge.schedule import Clock, MonotonicClock
 from longarm_edge.settings import EdgeSettings
 from longarm_edge.stop import Interrupted, Signals, leave_arm
+from longarm_edge.supervision import Supervision
 from longarm_edge.trace import Trace
 from longarm_edge.tunnel import Event, PermanentTunnelError, State, StateChanged, Tunnel, TunnelError
 from longarm_edge.tunnel.metrics import TunnelMetrics
@@ -35,12 +38,15 @@ from longarm_edge.tunnel.terminal import asker
 from longarm_wire import exit_codes
 from longarm_wire.errors import WireError
 from longarm_wire.http import HttpEndpoint
+from longarm_wire.notify import Notifier
 from longarm_wire.settings import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 # A thread that wants the interpreter gets it after this long; the default of 5 ms would make ticks late
 SWITCH_INTERVAL = 0.0005
+# A robot that takes longer to connect hangs, in seconds. Under systemd the start is then given up
+ROBOT_SECONDS = 60.0
 
 
 class RunFailedError(Exception):
@@ -65,12 +71,14 @@ class Run:
       robot: What moves; not yet connected.
       console: Where a person looks.
       clock: Tells the time.
+      notifier: Reaches the service manager; silent by default.
     """
 
     settings: EdgeSettings
     robot: Robot
     console: Console
     clock: Clock
+    notifier: Notifier = field(default_factory=lambda: Notifier({}))
 
     def __post_init__(self) -> None:
         """Builds the parts, all of them still at rest.
@@ -97,6 +105,7 @@ class Run:
             link=self.link_state,
             drops=lambda: self.queue.drops,
         )
+        self._supervision = Supervision(self.notifier, self.link_state, self.clock)
         self._planner: Planner | None = None
         self.tunnel = self._make_tunnel()
         try:
@@ -112,6 +121,7 @@ class Run:
         Raises:
           ConfigurationError: The service refuses: robot and policy do not fit, say. Nothing moved.
         """
+        reason = "it cannot start as configured"
         with Signals() as signals, ExitStack() as stack:
             try:
                 reason = self._run(signals, stack)
@@ -128,6 +138,8 @@ class Run:
                 # Whatever a robot's driver raises: the arm is left by rule on the way out
                 logger.exception("the run failed")
                 reason, code = f"{type(error).__name__}: {error}", exit_codes.FAILED
+            finally:
+                self._supervision.stopping(reason)
             # Whoever presses Ctrl-C now still gets the summary
             signals.patience = signals.count + 1
         return RunResult(code, reason, summarize(self.trace, self.queue.drops, self.settings.fps))
@@ -165,6 +177,11 @@ class Run:
             ", ".join(f"{c.name} {c.width}x{c.height}" for c in session.cameras) or "none",
         )
         signal = TickSignal()
+
+        def after_tick() -> None:
+            signal.give()
+            self._supervision.beat()
+
         planner = self._planner = self._make_planner(client, session, signal)
         arm = _Arm(self.robot, settings, self.clock, signals)
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
@@ -172,7 +189,9 @@ class Run:
         stack.callback(arm.leave)
         stack.callback(planner.stop)
         signals.check()
+        self._supervision.starting("connecting to the robot", ROBOT_SECONDS)
         arm.connect()
+        self._supervision.starting("waiting for the first chunk", settings.safety.max_offline + planner.warm_up_timeout)
         try:
             planner.warm_up()
         except (UnreachableError, WireError, RejectedChunkError) as error:
@@ -186,7 +205,7 @@ class Run:
             fps=settings.fps,
             when_idle=settings.safety.when_idle,
             last_command=arm.start_pose,
-            after_tick=signal.give,
+            after_tick=after_tick,
             stop_reason=lambda now: self._stop_reason(now, signals),
         )
         arm.loop = loop
@@ -215,6 +234,7 @@ class Run:
         if self.tunnel is None:
             return self.settings.server_address
         stack.enter_context(self.tunnel)
+        self._supervision.starting("opening the tunnel", self.settings.connect_timeout)
         try:
             self.tunnel.open(self.settings.connect_timeout)
         except PermanentTunnelError as error:
@@ -228,6 +248,7 @@ class Run:
         """Opens the session, waiting for a service that is not there yet."""
         settings = self.settings
         give_up_at = self.clock.now() + settings.connect_timeout
+        self._supervision.starting("opening a session", settings.connect_timeout + settings.load_timeout)
         backoff = Backoff(cap=PAUSE_CAP)
         with terminal.opening(self.console, "session") as on_progress:
             while True:
@@ -302,17 +323,14 @@ class _Arm:
         self._clock = clock
         self._signals = signals
         self._start_pose: np.ndarray | None = None
+        self._pose_file = settings.safety.pose_file
         self.loop: ControlLoop | None = None
 
     def connect(self) -> None:
         self._robot.connect()
-        spec, reading = self._robot.spec, self._robot.observe()
-        state = dict(zip(spec.state_names, reading.state, strict=True))
-        missing = [name for name in spec.action_names if name not in state]
-        if missing:
-            # A velocity base has actions that are no joints; nothing of it can be moved back to a start pose
-            logger.info("no measured pose for %s: taken as 0", ", ".join(missing))
-        self._start_pose = np.array([state.get(name, 0.0) for name in spec.action_names], np.float32)
+        self._start_pose = measured_pose(self._robot)
+        if self._pose_file is not None:
+            pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
 
     @property
     def start_pose(self) -> np.ndarray:
@@ -334,6 +352,8 @@ class _Arm:
             clock=self._clock,
             at_once=lambda: hurry or signals.count > before,
         )
+        if self._pose_file is not None:
+            pose_file.forget(self._pose_file)
 
 
 def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> RunResult:
@@ -342,7 +362,7 @@ def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> 
     Raises:
       ConfigurationError: It can never start as configured.
     """
-    run = Run(settings, robot, console, MonotonicClock())
+    run = Run(settings, robot, console, MonotonicClock(), Notifier(os.environ))
     result = run()
     if run.trace.ticks:
         console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)

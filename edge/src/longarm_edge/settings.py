@@ -64,6 +64,9 @@ class SafetySettings(BaseModel):
     """How long the way back to the start pose takes with on_stop=rest."""
     max_offline: Positive = 60.0
     """Seconds that a fresh chunk may be wanted and not come, for whatever reason, before the run ends as failed."""
+    pose_file: Path | None = None
+    """Where the pose at the start is kept while the arm is in the run's hands, so that `longarm-edge leave` can apply
+    on_stop to an arm whose run was killed. Unset: nowhere."""
 
 
 class EdgeSettings(ProcessSettings):

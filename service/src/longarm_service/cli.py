@@ -13,6 +13,7 @@ from longarm_service.app import Service, StartupError
 from longarm_service.policy import PolicyLoader
 from longarm_service.settings import ServiceSettings
 from longarm_wire import exit_codes
+from longarm_wire.notify import Notifier
 from longarm_wire.settings import ConfigurationError
 
 PROGRAM = "longarm-service"
@@ -112,15 +113,18 @@ async def _serve(settings: ServiceSettings, make_loader: Callable[[], PolicyLoad
     for number in SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
     service = Service(settings, make_loader)
+    notifier = Notifier(os.environ)
     async with service:
         preparing = asyncio.create_task(service.prepare(), name="prepare")
         stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
         await asyncio.wait([preparing, stopping], return_when=asyncio.FIRST_COMPLETED)
         if preparing.done():
             preparing.result()
+            notifier.tell("READY=1", "STATUS=ready")
             await stopping
         else:
             preparing.cancel()
+        notifier.tell("STOPPING=1", "STATUS=draining")
     return service.busy
 
 

@@ -1,0 +1,57 @@
+"""The pose at the start of a run, kept in a file for as long as the arm is in the run's hands.
+
+A run that is killed leaves the file behind: it says that the arm was not left by rule, and where the way back leads.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from longarm_wire.settings import ConfigurationError
+
+
+def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
+    """Writes pose, shape (names), in one step.
+
+    Raises:
+      ConfigurationError: The file cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(dict(zip(names, pose.tolist(), strict=True))) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigurationError([f"Cannot write {path} (safety.pose_file): {error.strerror}"]) from error
+
+
+def is_kept(path: Path) -> bool:
+    """Returns whether there is a pose: whether the arm was not left by rule.
+
+    Raises:
+      ConfigurationError: This user cannot tell.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ConfigurationError([f"Cannot look for {path} (safety.pose_file): {error.strerror}"]) from error
+
+
+def read(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Returns the pose, float32 of shape (names).
+
+    Raises:
+      OSError: It cannot be read.
+      ValueError: The file is damaged, or of a robot with other names.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or set(found) != set(names):
+        raise ValueError(f"Expected a pose of {', '.join(names)} in {path} but found {found!r}")
+    return np.array([found[name] for name in names], np.float32)
+
+
+def forget(path: Path) -> None:
+    """Removes the file, if it is there."""
+    path.unlink(missing_ok=True)

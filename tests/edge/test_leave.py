@@ -1,0 +1,136 @@
+"""`longarm-edge leave` as a service manager runs it: after a run that was killed, and after one that was not."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longarm_wire import exit_codes
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+HOME = {f"{joint}.pos": value for joint, value in zip(JOINTS, (0.0, -12.0, 0.0, 78.0, 0.0, 40.0), strict=True)}
+
+
+class Arm:
+    """What happened to the recording arm."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.pose_file = directory / "pose.json"
+        self.log = directory / "arm.log"
+
+    def killed_at(self, **joints: float) -> None:
+        """Leaves what a killed run leaves behind: the pose at which it started."""
+        self.pose_file.write_text(json.dumps(HOME | {f"{name}.pos": value for name, value in joints.items()}))
+
+    def leave(self, *flags: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")}
+        robot = {"type": "recording_arm", "log": str(self.log), "calibration_dir": str(self.directory)}
+        own = {
+            "LONGARM_EDGE_SAFETY__POSE_FILE": str(self.pose_file),
+            "LONGARM_EDGE_ROBOT": json.dumps(robot),
+            "PYTHONPATH": str(PLUGINS),
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "longarm_edge.cli", "leave", *flags],
+            env=clean | own | environment,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    def events(self) -> list[dict]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def arm(tmp_path: Path) -> Arm:
+    return Arm(tmp_path)
+
+
+def test_after_a_run_that_left_the_arm_there_is_nothing_to_do(arm) -> None:
+    """ExecStopPost runs after every stop: a second `release` must not drop an arm that somebody holds up by then."""
+    done = arm.leave("--safety.on_stop=release")
+    assert done.returncode == exit_codes.DONE, done.stderr
+    assert "nothing to do" in done.stderr
+    assert arm.events() == []
+
+
+def test_a_killed_run_under_hold_leaves_the_motors_alone(arm) -> None:
+    """Connecting to many arms takes their torque away for a moment: an arm that holds is best left as it is."""
+    arm.killed_at()
+    done = arm.leave()
+    assert done.returncode == exit_codes.DONE, done.stderr
+    assert arm.events() == []
+    assert not arm.pose_file.exists()
+
+
+def test_a_killed_run_under_release_ends_with_the_torque_off(arm) -> None:
+    arm.killed_at()
+    done = arm.leave("--safety.on_stop=release")
+    assert done.returncode == exit_codes.DONE, done.stderr
+    assert arm.events() == [{"event": "connect"}, {"event": "disconnect", "torque": False}]
+    assert "nothing to do" in arm.leave("--safety.on_stop=release").stderr
+
+
+def test_a_killed_run_under_rest_moves_back_to_where_it_started(arm) -> None:
+    arm.killed_at(shoulder_pan=20.0)
+    done = arm.leave("--safety.on_stop=rest", "--safety.rest_seconds=1")
+    assert done.returncode == exit_codes.DONE, done.stderr
+    first, *commands, last = arm.events()
+    pans = [command["action"]["shoulder_pan.pos"] for command in commands]
+    assert first == {"event": "connect"}
+    assert pans[0] == pytest.approx(0, abs=1)
+    assert pans[-1] == pytest.approx(20)
+    assert max(after - before for before, after in itertools.pairwise(pans)) < 3, "slowly"
+    assert last == {"event": "disconnect", "torque": False}, "as the robot's own configuration says"
+    assert not arm.pose_file.exists()
+
+
+def test_a_velocity_robot_is_stopped_under_hold_too(arm) -> None:
+    arm.killed_at()
+    done = arm.leave("--safety.when_idle=zero")
+    assert done.returncode == exit_codes.DONE, done.stderr
+    _, command, last = arm.events()
+    assert set(command["action"].values()) <= {0.0, -0.0}
+    assert last == {"event": "disconnect", "torque": True}
+
+
+@pytest.mark.parametrize("pose", ["", "[]", '{"pan": 1}', "{}"])
+def test_a_pose_that_makes_no_sense_lets_the_arm_hold(arm, pose: str) -> None:
+    """Wherever the way back would lead, it is not there; and an arm in the air must not be dropped for it."""
+    arm.pose_file.write_text(pose)
+    done = arm.leave("--safety.on_stop=rest")
+    assert done.returncode == exit_codes.FAILED
+    assert "Traceback" not in done.stderr
+    assert arm.events() == [{"event": "connect"}, {"event": "disconnect", "torque": True}]
+
+
+def test_a_robot_that_hangs_is_given_up(arm) -> None:
+    """systemd would wait for TimeoutStopSec= before it starts the robot again."""
+    arm.killed_at(shoulder_pan=20.0)
+    stuck = arm.directory / "stuck"
+    stuck.touch()
+    done = arm.leave("--safety.on_stop=rest", "--safety.rest_seconds=0.1", f"--robot.stuck={stuck}")
+    assert done.returncode < 0, "ended by SIGALRM"
+    assert arm.pose_file.exists(), "the arm was not left by rule"
+
+
+def test_without_a_pose_file_it_says_what_is_missing(arm) -> None:
+    done = arm.leave(LONGARM_EDGE_SAFETY__POSE_FILE="")
+    assert done.returncode == exit_codes.CANNOT_START
+    assert "safety.pose_file" in done.stderr
+
+
+def test_a_pose_file_that_cannot_be_looked_for_is_named(arm) -> None:
+    done = arm.leave(LONGARM_EDGE_SAFETY__POSE_FILE=str(arm.directory / ("x" * 300)))
+    assert done.returncode == exit_codes.CANNOT_START
+    assert "safety.pose_file" in done.stderr
+    assert "Traceback" not in done.stderr
