@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         if arguments[:1] == ["check-config"]:
             print(*(f"{name}={value}" for name, value in settings.effective().items()), sep="\n", flush=True)  # noqa: T201
         if not (runs and settings.wanted) or {"--help", "-h", "--version"} & {*arguments}:
-            os.execvp(SERVICE, [SERVICE, *arguments])  # noqa: S606, S607
+            os.execvp(SERVICE, [SERVICE, *arguments])  # noqa: S606
         flags = arguments[1:] if arguments[:1] == ["run"] else arguments
         service = ServiceSettings.load(flags, program=f"{SERVICE} run")
         command, fingerprint = prepare(settings, (service.port, service.metrics_port))
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         for problem in error.problems:
             _say(problem)
         return exit_codes.CANNOT_START
-    _say(f"sshd listens on port {settings.port}. Its host key, for LONGARM_EDGE_SSH__HOST_KEY_FINGERPRINT: {fingerprint}")
+    _say(f"sshd listens on port {settings.port}. Its host key: LONGARM_EDGE_SSH__HOST_KEY_FINGERPRINT={fingerprint}")
     return run([SERVICE, *arguments], command)
 
 

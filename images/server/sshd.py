@@ -50,7 +50,7 @@ def prepare(settings: SshdSettings, ports: Sequence[int], directory: Path = DIRE
       ConfigurationError: It can never run so.
     """
     if 0 in ports or settings.port == 0:
-        raise ConfigurationError(["Expected fixed ports for an sshd to lead to, found a port of 0: set it or unset it."])
+        raise ConfigurationError(["Expected fixed ports for the sshd to lead to, found 0 among them."])
     keys = _keys(settings)
     directory = directory.expanduser()
     host_key, authorized_keys = directory / "ssh_host_ed25519_key", directory / "authorized_keys"
@@ -60,12 +60,11 @@ def prepare(settings: SshdSettings, ports: Sequence[int], directory: Path = DIRE
         authorized_keys.write_text("\n".join([*keys, ""]))
         authorized_keys.chmod(0o600)
     except OSError as error:
-        raise ConfigurationError(
-            [
-                f"Expected to write the sshd's keys into {directory}, found: {error.strerror}. Mount a volume on "
-                f"{directory.parent} that belongs to user {os.getuid()}: --volume longarm-server:{directory.parent}"
-            ]
-        ) from None
+        problem = (
+            f"Expected to write the sshd's keys into {directory}, found: {error.strerror}. Mount a volume on "
+            f"{directory.parent} that belongs to user {os.getuid()}: --volume longarm-server:{directory.parent}"
+        )
+        raise ConfigurationError([problem]) from None
     if not host_key.exists():
         _keygen("-q", "-t", "ed25519", "-N", "", "-C", "longarm-server", "-f", str(host_key))
     options = {

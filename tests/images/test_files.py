@@ -120,3 +120,8 @@ def test_nothing_is_published_beyond_the_loopback(name: str) -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert not any(service.get("privileged") for service in services.values())
+
+
+def test_the_guide_names_every_setting_of_the_sshd() -> None:
+    guide = text("docs/deploy-docker.md")
+    assert [name for name in SETTINGS[2].variables() if f"| `{name}` |" not in guide] == []

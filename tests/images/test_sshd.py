@@ -12,7 +12,11 @@ from tests.images.conftest import CONFINED, docker
 pytestmark = pytest.mark.timeout(1800)
 READY = "LONGARM-TUNNEL-READY"
 # As plain as ssh can be, and with every trick of its own allowed
-SSH = "ssh -F none -4 -p 2222 -i /tmp/key -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=/tmp/known_hosts -o BatchMode=yes"
+SSH = (
+    "ssh -F none -4 -p 2222 -i /tmp/key -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=/tmp/known_hosts "
+    "-o BatchMode=yes"
+)
+DO = "id; touch /tmp/was-here"
 
 
 class Robot:
@@ -49,7 +53,8 @@ def robot(server_image: str, client_image: str, key: Path) -> Iterator[Robot]:
         docker("exec", "-i", robot, "sh", "-c", "umask 077; cat >/tmp/key", input=key.read_text())
         there = Robot(robot, server)
         deadline = time.monotonic() + 120
-        while docker("exec", server, "python3", "/usr/local/lib/longarm/health.py", "LONGARM_SERVICE", "9100", "/readyz", check=False).returncode:
+        ready = ("python3", "/usr/local/lib/longarm/health.py", "LONGARM_SERVICE", "9100", "/readyz")
+        while docker("exec", server, *ready, check=False).returncode:
             assert time.monotonic() < deadline, there.log()
             time.sleep(0.5)
         yield there
@@ -104,11 +109,11 @@ def test_everything_else_is_refused(robot: Robot, what: str) -> None:
 
 # A session may be had, for sshd then sends without waiting; all of them run the same nothing
 COMMANDS = {
-    "a command": "$SSH $AT 'id; touch /tmp/was-here' </dev/null",
-    "a shell": "echo 'id; touch /tmp/was-here' | $SSH -T $AT",
-    "the agent": "eval $(ssh-agent) >/dev/null; $SSH -A $AT 'echo $SSH_AUTH_SOCK; id; touch /tmp/was-here' </dev/null; kill $SSH_AGENT_PID",
-    "an environment": "$SSH -o SetEnv='ENV=/etc/passwd BASH_ENV=/etc/passwd' $AT 'env; id; touch /tmp/was-here' </dev/null",
-    "a display": "DISPLAY=:0 $SSH -X $AT 'echo $DISPLAY; id; touch /tmp/was-here' </dev/null",
+    "a command": f"$SSH $AT '{DO}' </dev/null",
+    "a shell": f"echo '{DO}' | $SSH -T $AT",
+    "the agent": f"eval $(ssh-agent); $SSH -A $AT 'echo $SSH_AUTH_SOCK; {DO}' </dev/null; kill $SSH_AGENT_PID",
+    "an environment": f"$SSH -o SetEnv='ENV=/etc/passwd BASH_ENV=/etc/passwd' $AT 'env; {DO}' </dev/null",
+    "a display": f"DISPLAY=:0 $SSH -X $AT 'echo $DISPLAY; {DO}' </dev/null",
 }
 
 
@@ -153,4 +158,4 @@ def test_the_host_key_is_printed_at_the_start(robot: Robot) -> None:
     _, said = robot.do("ssh-keyscan -p 2222 -t ed25519 server 2>/dev/null | ssh-keygen -lf -")
     fingerprint = said.split()[1]
     assert fingerprint.startswith("SHA256:")
-    assert f"LONGARM_EDGE_SSH__HOST_KEY_FINGERPRINT: {fingerprint}" in robot.log()
+    assert f"LONGARM_EDGE_SSH__HOST_KEY_FINGERPRINT={fingerprint}" in robot.log()

@@ -162,8 +162,8 @@ class SshSettings(BaseModel):
 def why_not_private(path: Path) -> str:
     """Returns what is wrong with a file that holds a secret, or nothing.
 
-    The rule is ssh's own and one more: ssh does not mind who reads a file that belongs to somebody else, and one that is
-    mounted into a container often does.
+    The rule is ssh's own and one more: ssh does not mind who reads a file that belongs to somebody else, and one that
+    is mounted into a container often does.
     """
     try:
         found = path.stat()
