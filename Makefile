@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PROTO := wire/src/longarm/policy/v1/policy_service.proto
 SOURCES := wire/src service/src edge/src sim/src tests scripts/*.py
 
-.PHONY: help demo demo-ssh test lint types proto format setup clean
+.PHONY: help demo demo-ssh test lint types proto format setup images clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -35,6 +35,10 @@ proto: $(READY)  ## Generate the protocol's Python code
 	$(BIN)/python scripts/generate_proto.py
 
 setup: $(READY)  ## Make the virtual environment
+
+images:  ## Build the Docker images longarm-server and longarm-client, and print their sizes
+	scripts/build-images
+	scripts/image-sizes
 
 clean:  ## Remove the virtual environment and what runs left behind
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,6 +41,22 @@ def test_a_secret_that_others_can_read_is_refused_with_the_fix(tmp_path: Path, n
     assert getattr(SshSettings(**{name: file}), name) == file
 
 
+def test_a_key_of_another_owner_must_be_as_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file mounted into a container often belongs to nobody in it; ssh itself would take it, whoever reads it."""
+    file = tmp_path / "key"
+    file.write_text("x")
+    monkeypatch.setattr("os.getuid", lambda: file.stat().st_uid + 1)
+    file.chmod(0o644)
+    with pytest.raises(ValidationError, match=f"chmod 600 {file}"):
+        SshSettings(key_file=file)
+    # As a cluster mounts secrets: for a group of this process
+    file.chmod(0o440)
+    assert SshSettings(key_file=file).key_file == file
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValidationError, match=rf"chown \d+ {file}"):
+        SshSettings(key_file=file)
+
+
 def test_defaults_need_no_tunnel_and_expand_home() -> None:
     settings = SshSettings()
     assert settings.host == ""

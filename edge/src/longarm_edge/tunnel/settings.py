@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import stat
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
@@ -159,16 +160,30 @@ class SshSettings(BaseModel):
 
 
 def why_not_private(path: Path) -> str:
-    """Returns what is wrong with a file that holds a secret, or nothing. The rule is ssh's own."""
+    """Returns what is wrong with a file that holds a secret, or nothing.
+
+    The rule is ssh's own and one more: ssh does not mind who reads a file that belongs to somebody else, and one that
+    is mounted into a container often does.
+    """
     try:
         found = path.stat()
     except OSError as error:
         return f"Expected a file at {path}: {error.strerror}"
-    if found.st_uid == os.getuid() and found.st_mode & 0o077:
-        return f"Expected {path} to be readable by its owner alone: run chmod 600 {shlex.quote(str(path))}"
-    if not os.access(path, os.R_OK) or not path.is_file():
-        return f"Expected a file that this user can read at {path}"
+    if not stat.S_ISREG(found.st_mode):
+        return f"Expected a file at {path}, found something else"
+    mode, user = stat.S_IMODE(found.st_mode), os.getuid()
+    if mode & (0o077 if found.st_uid == user else 0o007):
+        return f"Expected {path} to be readable by its owner alone, found mode {mode:o}: run chmod 600 {_quoted(path)}"
+    if not os.access(path, os.R_OK):
+        return (
+            f"Expected {path} to be readable by this process, which runs as user {user}, found mode {mode:o} and owner "
+            f"{found.st_uid}: run chown {user} {_quoted(path)} (for a container, on the file that is mounted)"
+        )
     return ""
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _secret(value: SecretStr, file: Path | None) -> str:
