@@ -1,10 +1,16 @@
-"""The summary and the picture at the end of a run."""
+"""The status line during a run, and the summary and the picture at its end."""
+
+import io
+import threading
 
 import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
+from rich.console import Console
 
 from longarm_edge.action_queue import Drop
+from longarm_edge.console import StatusLine
+from longarm_edge.link import LinkState
 from longarm_edge.metrics import EdgeMetrics, Observation, Stage, Tick
 from longarm_edge.report import draw, render, summarize
 from longarm_edge.trace import RequestRecord, TickRecord, Trace
@@ -75,3 +81,23 @@ def test_the_picture_is_written_where_it_should_be(trace: Trace, tmp_path) -> No
 def test_observation_fps_is_over_the_last_seconds(trace: Trace) -> None:
     assert trace.observation_fps(103.0) == pytest.approx(4 / 5)
     assert trace.observation_fps(120.0) == 0
+
+
+def test_a_log_gets_a_line_when_the_state_changes_and_not_every_second(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A robot that streams for weeks must not fill the journal."""
+    monkeypatch.setattr("longarm_edge.console.PLAIN_INTERVAL", 0.001)
+    states = iter([LinkState.STREAMING] * 30 + [LinkState.STALLED] * 30)
+    over = threading.Event()
+
+    def status() -> tuple[LinkState, str]:
+        state = next(states, None)
+        if state is None:
+            over.set()
+        return state or LinkState.STALLED, "queue 3"
+
+    caplog.set_level("INFO", "longarm_edge.console")
+    with StatusLine(Console(file=io.StringIO()), status):
+        assert over.wait(10)
+    assert caplog.messages == ["streaming  queue 3", "stalled  queue 3"]

@@ -139,6 +139,8 @@ class FakeLoader(PolicyLoader):
         report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, fraction=0.5, message=f"Loading {name}"))
         self.entered.release()
         assert self.gate.wait(PATIENCE_SECONDS)
+        if name.startswith("far"):
+            raise WireError(Reason.HUB_UNREACHABLE, f"{name!r}: the hub does not answer.")
         if name.startswith("no"):
             raise WireError(Reason.POLICY_NOT_FOUND, f"There is no {name!r}.")
         if name.startswith("bad"):

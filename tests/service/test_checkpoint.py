@@ -1,5 +1,6 @@
 """Finding checkpoints and telling them apart, without LeRobot."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_a_name_that_is_not_in_the_cache_offline_is_not_found() -> None:
     assert caught.value.reason is Reason.POLICY_NOT_FOUND
     assert "'v1'" in caught.value.message
     assert [progress.stage for progress in news] == [pb.PROGRESS_STAGE_FETCHING]
+
+
+def test_a_hub_that_does_not_answer_may_do_so_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A service that starts with its machine may be there before the network is."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    for name in ("constants.ENDPOINT", "hf_api.ENDPOINT"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", f"http://127.0.0.1:{port}", raising=False)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", f"http://127.0.0.1:{port}")
+    with pytest.raises(WireError, match="does not answer") as caught:
+        checkpoint.find("nobody/nothing", "", lambda _: None)
+    assert caught.value.reason is Reason.HUB_UNREACHABLE
 
 
 def test_the_share_of_bytes_that_came_is_told(capsys: pytest.CaptureFixture[str]) -> None:

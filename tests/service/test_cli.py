@@ -179,11 +179,19 @@ def test_a_second_signal_ends_it_at_once(process: Process) -> None:
         assert running.exception(PATIENCE_SECONDS) is not None
 
 
-def test_a_policy_to_preload_that_does_not_load_is_explained(tmp_path: Path) -> None:
-    started = Process(tmp_path, "--preload=nowhere")
-    code, log = started.end()
-    assert code == exit_codes.CANNOT_START
-    assert "POLICY_NOT_FOUND: There is no 'nowhere'." in log
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("nowhere", exit_codes.CANNOT_START, "POLICY_NOT_FOUND: There is no 'nowhere'."),
+        # The network may be back when a supervisor tries again
+        ("far/away", exit_codes.FAILED, "HUB_UNREACHABLE: 'far/away': the hub does not answer."),
+    ],
+)
+def test_a_policy_to_preload_that_does_not_load_is_explained(tmp_path: Path, name: str, code: int, words: str) -> None:
+    started = Process(tmp_path, f"--preload={name}")
+    found, log = started.end()
+    assert found == code
+    assert words in log
     assert "Traceback" not in log
 
 

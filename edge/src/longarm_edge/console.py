@@ -3,6 +3,7 @@
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,8 +33,9 @@ STYLES = {
     LinkState.RECONNECTING: "bold red",
     LinkState.FAILED: "bold red",
 }
-# Between status lines where no terminal shows a live one
-PLAIN_INTERVAL = 5.0
+# Where no terminal shows a live line: seconds between looks, and between lines as long as the state stays the same
+PLAIN_INTERVAL = 1.0
+REPEAT_INTERVAL = 60.0
 LIVE_INTERVAL = 0.25
 
 OnProgress = Callable[[pb.Progress], None]
@@ -86,7 +88,7 @@ def _words(progress: pb.Progress) -> str:
 
 
 class StatusLine:
-    """Shows one line about the run until closed: live on a terminal, every few seconds in the log elsewhere."""
+    """Shows one line about the run until closed: live on a terminal, else in the log whenever the link's state changed."""
 
     def __init__(self, console: Console, status: Callable[[], tuple[LinkState, str]]) -> None:
         """Prepares to show status, which returns the link's state and what else to say."""
@@ -104,9 +106,7 @@ class StatusLine:
 
     def _run(self) -> None:
         if not self._console.is_terminal:
-            while not self._done.wait(PLAIN_INTERVAL):
-                state, line = self._status()
-                logger.info("%s  %s", state.value, line)
+            self._log()
             return
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while not self._done.wait(LIVE_INTERVAL):
@@ -114,3 +114,13 @@ class StatusLine:
                 live.update(
                     Text.assemble((f" {state.value:<12} ", f"reverse {STYLES[state]}"), "  ", line), refresh=True
                 )
+
+    def _log(self) -> None:
+        told: tuple[LinkState, float] | None = None
+        while not self._done.wait(PLAIN_INTERVAL):
+            state, line = self._status()
+            now = time.monotonic()
+            # A robot that streams for weeks need not fill a journal; metrics have every second of it
+            if told is None or told[0] is not state or now - told[1] >= REPEAT_INTERVAL:
+                told = (state, now)
+                logger.info("%s  %s", state.value, line)

@@ -23,7 +23,7 @@ from longarm_wire.specs import CameraSpec, RobotSpec
 logger = logging.getLogger(__name__)
 
 # Refusals of a session that another try may get past
-PASSING_REASONS = frozenset({Reason.TOO_MANY_SESSIONS, Reason.SHUTTING_DOWN})
+PASSING_REASONS = frozenset({Reason.TOO_MANY_SESSIONS, Reason.SHUTTING_DOWN, Reason.HUB_UNREACHABLE})
 SERVER_STAGES = ("queue", "decode", "preprocess", "predict", "postprocess")
 
 

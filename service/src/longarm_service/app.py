@@ -25,7 +25,7 @@ from longarm_service.settings import ServiceSettings
 from longarm_service.shelf import PolicyShelf
 from longarm_service.worker import Worker
 from longarm_wire import limits
-from longarm_wire.errors import WireError
+from longarm_wire.errors import Reason, WireError
 from longarm_wire.http import HttpEndpoint
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,15 @@ CHANNEL_OPTIONS = (
 
 
 class StartupError(Exception):
-    """The service can never start as configured. The message says what to change."""
+    """The service does not start. The message says what to change.
+
+    Attributes:
+      final: Whether it can never start as configured, so that trying again is of no use.
+    """
+
+    def __init__(self, message: str, *, final: bool = True) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class Service:
@@ -124,7 +132,8 @@ class Service:
                 lease = await self._shelf.borrow(PolicyChoice(name), lambda _: None)
                 lease.release()
         except WireError as error:
-            raise StartupError(f"{error.reason}: {error.message}") from error
+            final = error.reason is not Reason.HUB_UNREACHABLE
+            raise StartupError(f"{error.reason}: {error.message}", final=final) from error
         for name in ("", SERVICE_NAME):
             await self._health.set(name, SERVING)
         self._state = "ready"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -58,7 +58,7 @@ def find(name: str, revision: str, report: Report) -> Checkpoint:
     """Returns the checkpoint of this name, fetched from the hub unless it is a directory.
 
     Raises:
-      WireError: POLICY_NOT_FOUND; POLICY_LOAD_FAILED if a file is missing or no JSON.
+      WireError: POLICY_NOT_FOUND; HUB_UNREACHABLE; POLICY_LOAD_FAILED if a file is missing or no JSON.
     """
     if is_directory(name):
         if revision:
@@ -137,10 +137,11 @@ def _fetch(name: str, revision: str, report: Report) -> Path:
             Reason.POLICY_NOT_FOUND, f"There is neither a directory nor a public model on the hub named {where}."
         ) from error
     except LocalEntryNotFoundError as error:
+        offline = constants.HF_HUB_OFFLINE
         raise WireError(
-            Reason.POLICY_NOT_FOUND,
-            f"{where} is no directory on the service's machine, is not in its hub cache, and the hub cannot be reached "
-            "(or HF_HUB_OFFLINE is set).",
+            Reason.POLICY_NOT_FOUND if offline else Reason.HUB_UNREACHABLE,
+            f"{where} is no directory on the service's machine, is not in its hub cache, and the hub "
+            + ("is not asked (HF_HUB_OFFLINE is set)." if offline else "does not answer."),
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise WireError(Reason.POLICY_LOAD_FAILED, f"Fetching {where} from the hub failed: {error}") from error

@@ -75,7 +75,7 @@ def run(settings: ServiceSettings, make_loader: Callable[[], PolicyLoader]) -> i
         busy = asyncio.run(_serve(settings, make_loader))
     except StartupError as error:
         _say(str(error))
-        _leave_at_once(exit_codes.CANNOT_START)
+        _leave_at_once(exit_codes.CANNOT_START if error.final else exit_codes.FAILED)
     except Exception:
         logger.exception("The service failed")
         _leave_at_once(exit_codes.FAILED)

@@ -153,7 +153,7 @@ class PolicyLoader(ABC):
         """Returns the chosen policy, warmed up.
 
         Raises:
-          WireError: POLICY_NOT_FOUND, POLICY_LOAD_FAILED, POLICY_UNSUPPORTED, or INVALID_REQUEST for a device or dtype
+          WireError: POLICY_NOT_FOUND, HUB_UNREACHABLE, POLICY_LOAD_FAILED, POLICY_UNSUPPORTED, or INVALID_REQUEST for a device or dtype
             that is not there; the message names the file or the thing.
         """
 

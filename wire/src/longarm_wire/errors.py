@@ -26,6 +26,8 @@ class Reason(StrEnum):
     """The service's allow-list does not have this policy. Change the service's configuration."""
     POLICY_NOT_FOUND = "POLICY_NOT_FOUND"
     """There is no checkpoint at this path or name."""
+    HUB_UNREACHABLE = "HUB_UNREACHABLE"
+    """The checkpoint would have to come from the model hub, which does not answer. Try later."""
     POLICY_LOAD_FAILED = "POLICY_LOAD_FAILED"
     """The checkpoint is there and does not load."""
     POLICY_UNSUPPORTED = "POLICY_UNSUPPORTED"
@@ -56,6 +58,7 @@ REASON_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.SPEC_MISMATCH: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.POLICY_NOT_ALLOWED: grpc.StatusCode.PERMISSION_DENIED,
     Reason.POLICY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.HUB_UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.POLICY_LOAD_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.POLICY_UNSUPPORTED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.RTC_UNSUPPORTED: grpc.StatusCode.FAILED_PRECONDITION,
