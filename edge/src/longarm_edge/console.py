@@ -88,7 +88,7 @@ def _words(progress: pb.Progress) -> str:
 
 
 class StatusLine:
-    """Shows one line about the run until closed: live on a terminal, else in the log whenever the link's state changed."""
+    """Shows one line about the run until closed: live on a terminal, in the log when the link's state changed."""
 
     def __init__(self, console: Console, status: Callable[[], tuple[LinkState, str]]) -> None:
         """Prepares to show status, which returns the link's state and what else to say."""

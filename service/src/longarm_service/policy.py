@@ -153,8 +153,8 @@ class PolicyLoader(ABC):
         """Returns the chosen policy, warmed up.
 
         Raises:
-          WireError: POLICY_NOT_FOUND, HUB_UNREACHABLE, POLICY_LOAD_FAILED, POLICY_UNSUPPORTED, or INVALID_REQUEST for a device or dtype
-            that is not there; the message names the file or the thing.
+          WireError: POLICY_NOT_FOUND, HUB_UNREACHABLE, POLICY_LOAD_FAILED, POLICY_UNSUPPORTED, or INVALID_REQUEST for a
+            device or dtype that is not there; the message names the file or the thing.
         """
 
     @abstractmethod
