@@ -17,6 +17,7 @@ from longarm_service.app import Service
 from longarm_service.policy import (
     DeviceMemory,
     Fingerprint,
+    Guidance,
     LoadedPolicy,
     Observation,
     PolicyChoice,
@@ -54,6 +55,9 @@ class FakeProcessors(Processors):
         assert self.remembered is not None
         return np.asarray(chunk + self.remembered.state, np.float32)
 
+    def in_model_space(self, chunk: Any) -> np.ndarray:
+        return np.array(chunk, np.float32)
+
     def reset(self) -> None:
         self.resets += 1
 
@@ -74,6 +78,7 @@ class FakePolicy(LoadedPolicy):
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     tasks: list[str] = field(default_factory=list)
+    guidances: list[Guidance | None] = field(default_factory=list)
     opened: list[FakeProcessors] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,7 +88,8 @@ class FakePolicy(LoadedPolicy):
         self.opened.append(FakeProcessors())
         return self.opened[-1]
 
-    def predict(self, prepared: Observation) -> np.ndarray:
+    def predict(self, prepared: Observation, guidance: Guidance | None = None) -> np.ndarray:
+        self.guidances.append(guidance)
         self.entered.release()
         assert self.gate.wait(PATIENCE_SECONDS)
         self.tasks.append(prepared.task)

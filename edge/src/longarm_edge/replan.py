@@ -43,11 +43,14 @@ class Replanner:
       mode: The rule.
       chunk_size_threshold: For Replan.THRESHOLD, 0 to 1.
       fps: Ticks per second.
+      least_depth: Ask when no more actions than this are left, in every mode: a chunk that follows the old one needs
+        something to follow.
     """
 
     mode: Replan
     chunk_size_threshold: float
     fps: float
+    least_depth: int = 0
 
     def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None) -> bool:
         """Returns whether to ask now.
@@ -58,7 +61,7 @@ class Replanner:
           playback_left: Seconds the queue lasts.
           p95: Recent round trip in seconds, None if none is known.
         """
-        if self.mode is Replan.CONTINUOUS or self.urgent(playback_left, p95):
+        if self.mode is Replan.CONTINUOUS or depth <= self.least_depth or self.urgent(playback_left, p95):
             return True
         return self.mode is Replan.THRESHOLD and depth / chunk_size <= self.chunk_size_threshold
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
 # Takes news of a load; called on the loading thread
@@ -80,6 +81,21 @@ class Observation:
     robot_type: str
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """How real-time chunking guides one prediction.
+
+    Attributes:
+      config: The session's settings.
+      delay_ticks: Ticks expected to pass before the first action can be executed.
+      prefix: What Processors.anchored returned: the unexecuted actions in model space. None if there are none.
+    """
+
+    config: RtcConfig
+    delay_ticks: int = 0
+    prefix: np.ndarray | None = None
+
+
 class Processors(ABC):
     """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
 
@@ -93,6 +109,22 @@ class Processors(ABC):
 
         Returns:
           float32, shape (steps, action_dim).
+        """
+
+    def anchored(self, prefix: RtcPrefix) -> np.ndarray:
+        """Returns prefix in model space as of the observation that preprocess took last.
+
+        Returns:
+          float32, shape (steps, model_action_dim).
+        """
+        return prefix.model_actions
+
+    @abstractmethod
+    def in_model_space(self, chunk: Any) -> np.ndarray:
+        """Returns what a chunk that LoadedPolicy.predict returned holds, as it is.
+
+        Returns:
+          float32, shape (steps, model_action_dim), of its own memory.
         """
 
     @abstractmethod
@@ -118,8 +150,13 @@ class LoadedPolicy(ABC):
         """Returns fresh processors for one session. May read files."""
 
     @abstractmethod
-    def predict(self, prepared: Any) -> Any:
-        """Returns the chunk in model space for what Processors.preprocess returned. Whatever it raises is its fault."""
+    def predict(self, prepared: Any, guidance: Guidance | None = None) -> Any:
+        """Returns the chunk in model space for what Processors.preprocess returned. Whatever it raises is its fault.
+
+        Args:
+          prepared: One observation.
+          guidance: Of this prediction alone; for policies that support real-time chunking.
+        """
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import failures, requests
+from longarm_service.policy import Guidance
 from longarm_service.sessions import Session
 from longarm_wire.errors import Reason, WireError
 
@@ -27,9 +28,16 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Robot-space actions, float32 of shape (steps, action_dim), and what each stage took in seconds."""
+    """A predicted chunk.
+
+    Attributes:
+      actions: Robot space, float32, shape (steps, action_dim).
+      model_actions: The same in model space, float32, shape (steps, model_action_dim). None without real-time chunking.
+      durations: Seconds by stage.
+    """
 
     actions: np.ndarray
+    model_actions: np.ndarray | None
     durations: dict[str, float]
 
 
@@ -41,21 +49,30 @@ def predict(request: pb.PredictChunkRequest, session: Session) -> Prediction:
     """
     watch = Stopwatch()
     observation = requests.unpack(request, session)
+    prefix = requests.unpack_prefix(request, session)
     watch.lap("decode")
-    policy = session.lease.policy
+    policy, processors = session.lease.policy, session.processors
+    model_actions = None
     try:
         if request.episode != session.episode:
-            session.processors.reset()
+            processors.reset()
             session.episode = request.episode
-        prepared = session.processors.preprocess(observation)
+        prepared = processors.preprocess(observation)
+        guidance = None
+        if session.rtc is not None:
+            guidance = Guidance(session.rtc)
+            if prefix is not None:
+                guidance = Guidance(session.rtc, prefix.delay_ticks, processors.anchored(prefix))
         watch.lap("preprocess")
-        chunk = policy.predict(prepared)
+        chunk = policy.predict(prepared, guidance)
         watch.lap("predict")
-        actions = session.processors.postprocess(chunk)
+        if guidance is not None:
+            model_actions = processors.in_model_space(chunk)[: session.chunk_size]
+        actions = processors.postprocess(chunk)
         watch.lap("postprocess")
     except Exception as error:
         raise failures.fault(Reason.POLICY_FAILED, f"The {policy.spec.policy_type} policy failed", error) from error
-    return Prediction(_checked(actions, session)[: session.chunk_size], watch.durations)
+    return Prediction(_checked(actions, session)[: session.chunk_size], model_actions, watch.durations)
 
 
 def _checked(actions: np.ndarray, session: Session) -> np.ndarray:

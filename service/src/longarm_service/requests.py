@@ -9,6 +9,7 @@ from longarm_service.policy import Observation
 from longarm_service.sessions import Session
 from longarm_wire import images, tensors
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcPrefix
 
 CODECS: Mapping[int, images.Codec] = {
     pb.IMAGE_CODEC_JPEG: images.Codec.JPEG,
@@ -33,8 +34,11 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
     ):
         if value < least:
             raise _invalid(f"Expected {name} of at least {least}, found {value}")
-    if request.HasField("rtc_prefix"):
-        raise WireError(Reason.RTC_UNSUPPORTED, "This session does not use real-time chunking; send no rtc_prefix.")
+    if request.HasField("rtc_prefix") and session.rtc is None:
+        raise WireError(
+            Reason.RTC_UNSUPPORTED,
+            "This session was opened without real-time chunking: open it with rtc, or send no rtc_prefix.",
+        )
     found = [image.camera for image in request.images]
     expected = [camera.name for camera in session.agreement.cameras]
     if sorted(found) != sorted(expected):
@@ -74,6 +78,24 @@ def unpack(request: pb.PredictChunkRequest, session: Session) -> Observation:
         frames[session.agreement.policy_keys[image.camera]] = frame
     task = request.task if request.HasField("task") else session.task
     return Observation(state=state, images=frames, task=task, robot_type=session.robot.robot_type)
+
+
+def unpack_prefix(request: pb.PredictChunkRequest, session: Session) -> RtcPrefix | None:
+    """Returns the unexecuted actions of a checked request, if it carries any.
+
+    Raises:
+      WireError: INVALID_REQUEST.
+    """
+    if not request.HasField("rtc_prefix"):
+        return None
+    spec = session.lease.policy.spec
+    prefix = RtcPrefix.from_proto(
+        request.rtc_prefix,
+        model_action_dim=spec.model_action_dim,
+        action_dim=len(session.robot.action_names),
+        max_steps=spec.chunk_size,
+    )
+    return prefix if len(prefix.model_actions) else None
 
 
 def _invalid(message: str) -> WireError:

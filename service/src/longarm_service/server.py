@@ -23,6 +23,7 @@ from longarm_service.shelf import Lease, PolicyShelf
 from longarm_service.worker import Worker
 from longarm_wire import limits, tensors
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcConfig
 from longarm_wire.specs import RobotSpec, agree
 
 # What becomes of an observation that is not answered; any other reason is "invalid"
@@ -91,6 +92,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._track_call()
         self._refuse_while_draining()
         robot = _checked_robot(request)
+        rtc = RtcConfig.from_proto(request.rtc) if request.HasField("rtc") else None
         self._check_allowed(request.pretrained_name_or_path)
         self._sessions.check_room()
         choice = PolicyChoice(request.pretrained_name_or_path, request.revision, request.device, request.dtype)
@@ -106,7 +108,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             if opening.cancelled():
                 self._refuse_while_draining()
             lease = await opening
-            session = await self._agreed(request, robot, lease)
+            session = await self._agreed(request, robot, rtc, lease)
             self._sessions.add(session)
         finally:
             self._openings.discard(opening)
@@ -172,13 +174,22 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
                 f"The service does not serve {name!r}. It serves {', '.join(allowed)} (allowed_policies).",
             )
 
-    async def _agreed(self, request: pb.OpenSessionRequest, robot: RobotSpec, lease: Lease) -> Session:
+    async def _agreed(
+        self, request: pb.OpenSessionRequest, robot: RobotSpec, rtc: RtcConfig | None, lease: Lease
+    ) -> Session:
         spec = lease.policy.spec
         if request.policy_type and request.policy_type != spec.policy_type:
             raise WireError(
                 Reason.SPEC_MISMATCH,
                 f"Expected a policy of type {request.policy_type!r} but {request.pretrained_name_or_path!r} is of type "
                 f"{spec.policy_type!r}. Set policy_type={spec.policy_type} or leave it out.",
+            )
+        if rtc is not None and not spec.supports_rtc:
+            raise WireError(
+                Reason.RTC_UNSUPPORTED,
+                f"The policy {request.pretrained_name_or_path!r} is of type {spec.policy_type!r}, which cannot do "
+                "real-time chunking. Set aggregate_fn_name=latest_only, or take a policy that can, such as a smolvla, "
+                "pi0 or pi05.",
             )
         renames = composed_renames(lease.policy.saved_renames, dict(request.rename_map), robot)
         agreement = agree(robot, spec, renames)
@@ -191,6 +202,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             task=request.task,
             chunk_size=min(request.actions_per_chunk or spec.chunk_size, spec.chunk_size),
             max_request_bytes=limits.max_request_bytes(agreement.cameras),
+            rtc=rtc,
         )
 
     def _described(self, session: Session) -> pb.SessionDescription:
@@ -205,6 +217,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             cameras=[pb.CameraSpec(name=c.name, height=c.height, width=c.width) for c in agreement.cameras],
             chunk_size=session.chunk_size,
             supports_rtc=session.lease.policy.spec.supports_rtc,
+            model_action_dim=session.lease.policy.spec.model_action_dim,
             max_request_bytes=session.max_request_bytes,
             idle_timeout=idle_timeout,
         )
@@ -222,6 +235,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             tick=request.tick,
             step_count=len(prediction.actions),
             actions=tensors.pack(prediction.actions),
+            model_actions=b"" if prediction.model_actions is None else tensors.pack(prediction.model_actions),
             durations=pb.ServerDurations(**{f"{stage}_duration": _duration(s) for stage, s in durations.items()}),
         )
 
@@ -239,8 +253,6 @@ def is_allowed(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _checked_robot(request: pb.OpenSessionRequest) -> RobotSpec:
-    if request.HasField("rtc"):
-        raise WireError(Reason.RTC_UNSUPPORTED, "This service does not do real-time chunking yet; leave rtc out.")
     if request.actions_per_chunk < 0:
         raise WireError(
             Reason.INVALID_REQUEST, f"Expected actions_per_chunk of at least 0, found {request.actions_per_chunk}"

@@ -11,6 +11,7 @@ from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import Processors
 from longarm_service.shelf import Lease
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcConfig
 from longarm_wire.specs import IMAGES_PREFIX, Agreement, RobotSpec
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Session:
       task: Instruction unless a request carries another.
       chunk_size: Most actions to answer with.
       max_request_bytes: Largest request.
+      rtc: Settings of real-time chunking; None to not use it.
       episode: Episode of the last prediction. None before the first and after a reset.
       id: Cannot be guessed.
     """
@@ -39,6 +41,7 @@ class Session:
     task: str
     chunk_size: int
     max_request_bytes: int
+    rtc: RtcConfig | None = None
     episode: int | None = None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
