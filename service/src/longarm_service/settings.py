@@ -38,7 +38,8 @@ class ServiceSettings(ProcessSettings):
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Floating point type to cast weights to unless a session asks otherwise. Empty leaves them as they are."""
     compile: bool = False
-    """Compile policies with torch.compile: minutes more to load, less time per chunk."""
+    """Compile policies with torch.compile: minutes more to load, less time per chunk. Real-time chunking is not
+    compiled."""
     torch_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch on the CPU. 0 leaves torch's own choice."""
 
