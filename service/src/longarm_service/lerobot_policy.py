@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
 Batch = dict[str, Any]
+
+# Policies whose predict_action_chunk was read and found to keep the observations of a batch apart. One that took the
+# first robot's cameras for all would move the others by them
+KEEPS_APART = frozenset({"act", "smolvla", "pi0", "pi05"})
 
 
 class LerobotProcessors(Processors):
@@ -117,6 +121,8 @@ class Model:
         self._forward = torch.compile(policy.predict_action_chunk) if compiled else policy.predict_action_chunk
         queues = getattr(policy, "_queues", None) or {}
         self._needs_queues = bool(set(queues) - {ACTION})
+        # Compiled anew for each size of a batch, in the middle of a run
+        self.takes_batches = policy.name in KEEPS_APART and not compiled
 
     @property
     def supports_rtc(self) -> bool:
@@ -143,6 +149,13 @@ class Model:
         if chunk.is_cuda:
             torch.cuda.synchronize(chunk.device)
         return chunk if chunk.ndim == 3 else chunk.unsqueeze(0)
+
+    def predict_batch(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Returns the chunk of each of several observations of equal shape_of, each of shape (1, steps, dim)."""
+        chunks = self.predict(_collated(batches))
+        if len(chunks) != len(batches):
+            raise ValueError(f"Expected {len(batches)} chunks of a batch, found {len(chunks)}")
+        return [chunks[i : i + 1] for i in range(len(batches))]
 
     def _guided(self, batch: Batch, guidance: Guidance) -> torch.Tensor:
         """Predicts with real-time chunking, never compiled: each delay would be compiled anew."""
@@ -217,6 +230,37 @@ class LerobotPolicy(LoadedPolicy):
     def predict(self, prepared: Batch, guidance: Guidance | None = None) -> torch.Tensor:
         """Returns the chunk in model space; see Model.predict."""
         return self.model.predict(prepared, guidance)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the model's forward pass keeps the observations of a batch apart."""
+        return self.model.takes_batches
+
+    def predict_batch(self, prepared: Sequence[Batch]) -> list[torch.Tensor]:
+        """Returns the chunk of each; see Model.predict_batch."""
+        return self.model.predict_batch(prepared)
+
+    def shape_of(self, prepared: Batch) -> Hashable:
+        """Returns the shapes of tensors, and the values of what is neither tensor nor list."""
+        return tuple((key, _shape(value)) for key, value in sorted(prepared.items()))
+
+
+def _shape(value: object) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        # Only what has a first dimension of one observation can be stacked along it
+        return (tuple(value.shape), value.dtype) if value.ndim and len(value) == 1 else object()
+    return "list" if isinstance(value, list) else repr(value)
+
+
+def _collated(batches: Sequence[Batch]) -> Batch:
+    """Returns batches of one observation each as one batch."""
+    collated = dict(batches[0])
+    for key, value in collated.items():
+        if isinstance(value, torch.Tensor):
+            collated[key] = torch.cat([batch[key] for batch in batches])
+        elif isinstance(value, list):
+            collated[key] = [item for batch in batches for item in batch[key]]
+    return collated
 
 
 def _image_tensor(frame: np.ndarray, device: torch.device) -> torch.Tensor:

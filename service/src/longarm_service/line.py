@@ -58,6 +58,15 @@ class Line[T]:
             del self._places[place.session_id]
         return late
 
+    @property
+    def places(self) -> list[Place[T]]:
+        """Everyone who waits, in the order of their turns."""
+        return list(self._places.values())
+
+    def first(self) -> Place[T] | None:
+        """Returns whose turn it is, who goes on waiting."""
+        return next(iter(self._places.values()), None)
+
     def next(self) -> Place[T] | None:
         """Takes out and returns whose turn it is."""
         for session_id in self._places:

@@ -1,11 +1,11 @@
 """The boundary between the service and what runs policies. Nothing here knows LeRobot or torch.
 
 Threads. load is called on one thread, open_processors on any, and everything that belongs to a prediction (preprocess,
-predict, postprocess) on the one worker thread, in this order, without another session's steps between.
+predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come between.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,11 @@ class LoadedPolicy(ABC):
     fingerprint: Fingerprint
     saved_renames: Mapping[str, str]
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether predict_batch and shape_of work."""
+        return False
+
     @abstractmethod
     def open_processors(self) -> Processors:
         """Returns fresh processors for one session. May read files."""
@@ -157,6 +162,14 @@ class LoadedPolicy(ABC):
           prepared: One observation.
           guidance: Of this prediction alone; for policies that support real-time chunking.
         """
+
+    def predict_batch(self, prepared: Sequence[Any]) -> list[Any]:
+        """Returns the chunk of each of several observations of equal shape_of, from one forward pass."""
+        raise NotImplementedError
+
+    def shape_of(self, prepared: Any) -> Hashable:
+        """Returns what must be equal for two observations to be predicted together."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

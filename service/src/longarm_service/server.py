@@ -16,11 +16,11 @@ from longarm_service import __version__, failures, requests
 from longarm_service.failures import Context
 from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import PolicyChoice, is_directory
-from longarm_service.prediction import Prediction, predict
+from longarm_service.prediction import Job, Prediction
 from longarm_service.sessions import Session, SessionTable, composed_renames
 from longarm_service.settings import ServiceSettings
 from longarm_service.shelf import Lease, PolicyShelf
-from longarm_service.worker import Worker
+from longarm_service.worker import Company, Worker
 from longarm_wire import limits, tensors
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
@@ -43,7 +43,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self,
         settings: ServiceSettings,
         shelf: PolicyShelf,
-        worker: Worker,
+        worker: Worker[Job, Prediction],
         sessions: SessionTable,
         metrics: ServiceMetrics,
     ) -> None:
@@ -127,7 +127,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             self._refuse_while_draining()
             session = self._sessions.use(request.session_id)
             requests.check(request, session)
-            prediction, queued = await self._worker.run(session.id, lambda: predict(request, session))
+            prediction, queued = await self._worker.run(session.id, Job(request, session), self._company(session))
             self._sessions.touch(session)
             await asyncio.sleep(max(0.0, self._settings.inference_latency - (time.perf_counter() - arrived)))
             response = self._answer(request, prediction, queued, time.perf_counter() - arrived)
@@ -205,6 +205,12 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             rtc=rtc,
         )
 
+    def _company(self, session: Session) -> Company | None:
+        policy, most = session.lease.policy, self._settings.max_batch_size
+        if most < 2 or session.rtc is not None or not policy.takes_batches:
+            return None
+        return Company(id(policy), most, expected=self._sessions.sharing(session))
+
     def _described(self, session: Session) -> pb.SessionDescription:
         agreement = session.agreement
         idle_timeout = Duration()
@@ -228,7 +234,6 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         durations = {"queue": queued, **prediction.durations, "total": total}
         for stage, seconds in durations.items():
             self.metrics.took(stage, seconds)
-        self.metrics.batch_size.observe(1)
         return pb.PredictChunkResponse(
             sequence=request.sequence,
             episode=request.episode,

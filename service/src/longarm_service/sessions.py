@@ -102,6 +102,12 @@ class SessionTable:
         self._last_used[session_id] = self._clock()
         return session
 
+    def sharing(self, session: Session) -> int:
+        """Returns how many open sessions use the policy of session in the same way, itself included."""
+        return sum(
+            other.lease.policy is session.lease.policy and other.rtc == session.rtc for other in self._sessions.values()
+        )
+
     def touch(self, session: Session) -> None:
         """Counts as a sign of life if session is still open: an answer that took long must not expire it."""
         if session.id in self._sessions:

@@ -60,6 +60,12 @@ class ServiceSettings(ProcessSettings):
     obs_queue_timeout: PositiveSeconds = 2.0
     """Seconds that an observation may wait for the policy. One that waits longer is refused, for a fresh one is
     better."""
+    max_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Most observations, each of another session, in one forward pass. 1 predicts one by one. For policies that are
+    known to keep them apart, not compiled, without real-time chunking."""
+    batch_window: Annotated[float, Field(ge=0, le=0.1)] = 0.003
+    """Seconds that an observation waits for those of other sessions while the policy is free. Never waits where one
+    session uses the policy."""
     drain_timeout: Seconds = 10.0
     """Seconds that running predictions get to end after SIGTERM or SIGINT."""
 
