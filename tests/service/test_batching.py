@@ -150,7 +150,7 @@ def test_an_answer_that_is_no_number_fails_its_own_robot_alone(robots: Robots) -
 def test_real_time_chunking_is_never_batched(serve: Serve, loader: FakeLoader) -> None:
     """Each prediction has a delay and settings of its own."""
     loader.spec = fake_spec(supports_rtc=True, model_action_dim=3)
-    robots = Robots(serve(obs_queue_timeout=PATIENCE_SECONDS), loader)
+    robots = Robots(serve(obs_queue_timeout=PATIENCE_SECONDS, max_batch_size=8), loader)
     robots.hold()
     for task in "ab":
         robots.send(task, rtc=RtcConfig().to_proto())
@@ -162,21 +162,28 @@ def test_real_time_chunking_is_never_batched(serve: Serve, loader: FakeLoader) -
     assert [guidance is not None for guidance in robots.policy.guidances] == [False, True, True, False]
 
 
-def test_without_batches_everything_is_predicted_one_by_one(serve: Serve, loader: FakeLoader) -> None:
-    robots = Robots(serve(obs_queue_timeout=PATIENCE_SECONDS, max_batch_size=1), loader)
+@pytest.mark.parametrize(
+    ("device", "size", "batches"),
+    [("cuda", 1, []), ("cpu", 0, []), ("cuda", 0, [["a", "b", "c"]]), ("cpu", 3, [["a", "b", "c"]])],
+)
+def test_what_is_set_is_what_is_batched(
+    serve: Serve, loader: FakeLoader, device: str, size: int, batches: list[list[str]]
+) -> None:
+    loader.device = device
+    robots = Robots(serve(obs_queue_timeout=PATIENCE_SECONDS, max_batch_size=size), loader)
     robots.hold()
     for task in "abc":
         robots.send(task)
     robots.release()
     for task in "abc":
         robots.first_value(task)
-    assert robots.policy.batches == []
+    assert robots.policy.batches == batches
 
 
 def test_while_the_policy_is_free_an_observation_waits_a_moment_for_the_others(
     serve: Serve, loader: FakeLoader
 ) -> None:
-    stub = serve(batch_window=0.1).stub
+    stub = serve(batch_window=0.1, max_batch_size=8).stub
     sessions = [open_session(stub, task=task) for task in "abc"]
     policy = loader.policies["policy"]
     for sequence in itertools.count(1):
@@ -190,7 +197,7 @@ def test_while_the_policy_is_free_an_observation_waits_a_moment_for_the_others(
 
 
 def test_nobody_waits_where_one_session_uses_the_policy(serve: Serve) -> None:
-    stub = serve(batch_window=0.1).stub
+    stub = serve(batch_window=0.1, max_batch_size=8).stub
     session = open_session(stub)
     open_session(stub, "other")
     begun = time.monotonic()
@@ -200,7 +207,7 @@ def test_nobody_waits_where_one_session_uses_the_policy(serve: Serve) -> None:
 
 
 def test_a_newer_observation_supersedes_one_that_waits_for_company(serve: Serve, loader: FakeLoader) -> None:
-    stub = serve(batch_window=0.1, obs_queue_timeout=PATIENCE_SECONDS).stub
+    stub = serve(batch_window=0.1, max_batch_size=8, obs_queue_timeout=PATIENCE_SECONDS).stub
     session, _other = open_session(stub, task="a"), open_session(stub, task="b")
     for sequence in itertools.count(1, 2):
         old = stub.PredictChunk.future(observation(session, sequence=sequence))

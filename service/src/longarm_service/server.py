@@ -26,6 +26,9 @@ from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
 from longarm_wire.specs import RobotSpec, agree
 
+# On a GPU a batch takes little longer than one observation
+DEFAULT_BATCH_SIZE = 8
+
 # What becomes of an observation that is not answered; any other reason is "invalid"
 OUTCOME_OF_REASON = {
     Reason.SUPERSEDED: "superseded",
@@ -207,6 +210,9 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
 
     def _company(self, session: Session) -> Company | None:
         policy, most = session.lease.policy, self._settings.max_batch_size
+        if not most:
+            loader = self._shelf.loader
+            most = DEFAULT_BATCH_SIZE if loader is not None and loader.device != "cpu" else 1
         if most < 2 or session.rtc is not None or not policy.takes_batches:
             return None
         return Company(id(policy), most, expected=self._sessions.sharing(session))

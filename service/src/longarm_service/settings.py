@@ -60,9 +60,10 @@ class ServiceSettings(ProcessSettings):
     obs_queue_timeout: PositiveSeconds = 2.0
     """Seconds that an observation may wait for the policy. One that waits longer is refused, for a fresh one is
     better."""
-    max_batch_size: Annotated[int, Field(ge=1)] = 8
-    """Most observations, each of another session, in one forward pass. 1 predicts one by one. For policies that are
-    known to keep them apart, not compiled, without real-time chunking."""
+    max_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Most observations, each of another session, in one forward pass. 1 predicts one by one; 0 stands for 8, and for 1
+    on the CPU, where a batch takes as long as its parts. For policies that are known to keep observations apart, not
+    compiled, without real-time chunking."""
     batch_window: Annotated[float, Field(ge=0, le=0.1)] = 0.003
     """Seconds that an observation waits for those of other sessions while the policy is free. Never waits where one
     session uses the policy."""
