@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +38,11 @@ class Stopwatch:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A checked request and its session."""
+    """A checked request, its session, and its frames, which are decoded while it waits for its turn."""
 
     request: pb.PredictChunkRequest
     session: Session
+    frames: Mapping[str, "Future[np.ndarray]"]
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class _Attempt:
         self.chunk: Any = None
         self.watch = Stopwatch()
         self.policy = job.session.lease.policy
-        self._request, self._session = job.request, job.session
+        self._request, self._session, self._frames = job.request, job.session, job.frames
 
     def prepare(self) -> None:
         request, session = self._request, self._session
         self.watch.start()
         try:
-            observation = requests.unpack(request, session)
+            observation = requests.unpack(request, session, self._frames)
             prefix = requests.unpack_prefix(request, session)
             self.watch.lap("decode")
             if request.episode != session.episode:

@@ -1,6 +1,7 @@
 """Checks what robots send before it gets near a policy, and unpacks it."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 
 import numpy as np
 
@@ -55,8 +56,18 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
             )
 
 
-def unpack(request: pb.PredictChunkRequest, session: Session) -> Observation:
-    """Returns the observation in the policy's names. Takes a checked request.
+def decode(request: pb.PredictChunkRequest, threads: Executor) -> dict[str, "Future[np.ndarray]"]:
+    """Begins to decode the frames of a checked request, all at a time, and returns what will be a frame per camera."""
+    return {
+        image.camera: threads.submit(images.decode, image.data, CODECS[image.codec], image.height, image.width)
+        for image in request.images
+    }
+
+
+def unpack(
+    request: pb.PredictChunkRequest, session: Session, decoded: Mapping[str, "Future[np.ndarray]"]
+) -> Observation:
+    """Returns the observation in the policy's names. Takes a checked request, and what decode returned for it.
 
     Raises:
       WireError: INVALID_REQUEST for the state, INVALID_IMAGE for a frame.
@@ -70,12 +81,11 @@ def unpack(request: pb.PredictChunkRequest, session: Session) -> Observation:
         bad = [name for name, value in zip(names, state, strict=True) if not np.isfinite(value)]
         raise _invalid(f"Expected a finite state, found NaN or infinity in {', '.join(bad)}")
     frames = {}
-    for image in request.images:
+    for camera, frame in decoded.items():
         try:
-            frame = images.decode(image.data, CODECS[image.codec], image.height, image.width)
+            frames[session.agreement.policy_keys[camera]] = frame.result()
         except images.ImageError as error:
-            raise WireError(Reason.INVALID_IMAGE, f"Camera {image.camera!r}: {error}") from error
-        frames[session.agreement.policy_keys[image.camera]] = frame
+            raise WireError(Reason.INVALID_IMAGE, f"Camera {camera!r}: {error}") from error
     task = request.task if request.HasField("task") else session.task
     return Observation(state=state, images=frames, task=task, robot_type=session.robot.robot_type)
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -58,6 +59,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._openings: set[asyncio.Task[Lease]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._decoders = ThreadPoolExecutor(thread_name_prefix="decode")
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuses what begins from now on and robots that wait for a load, and lets predictions be answered.
@@ -130,7 +132,8 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             self._refuse_while_draining()
             session = self._sessions.use(request.session_id)
             requests.check(request, session)
-            prediction, queued = await self._worker.run(session.id, Job(request, session), self._company(session))
+            job = Job(request, session, requests.decode(request, self._decoders))
+            prediction, queued = await self._worker.run(session.id, job, self._company(session))
             self._sessions.touch(session)
             await asyncio.sleep(max(0.0, self._settings.inference_latency - (time.perf_counter() - arrived)))
             response = self._answer(request, prediction, queued, time.perf_counter() - arrived)
