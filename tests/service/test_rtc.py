@@ -1,6 +1,7 @@
 """Real-time chunking: the queue that LeRobot's own local engine makes, made over the network instead."""
 
 import copy
+import importlib
 import shutil
 import sys
 import threading
@@ -57,7 +58,9 @@ def reading(number: int) -> RobotReading:
 
 def lerobot_engine() -> Any:
     """LeRobot's RTC engine, unmodified. The package around it wants libraries for recording, which it does not use."""
-    if "lerobot.rollout" not in sys.modules:
+    try:
+        importlib.import_module("lerobot.rollout")
+    except ImportError:
         package = types.ModuleType("lerobot.rollout")
         package.__path__ = [str(Path(lerobot.__file__).parent / "rollout")]
         sys.modules["lerobot.rollout"] = package

@@ -74,7 +74,8 @@ class RtcSettings(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     execution_horizon: Annotated[int, Field(ge=1)] = RtcConfig.execution_horizon
-    """Ticks over which a new chunk follows the old one. Should be more than a chunk takes to come."""
+    """Ticks over which a new chunk follows the old one. Should be more than a chunk takes to come. The next chunk is
+    asked for when no more actions than this are left."""
     max_guidance_weight: Positive = RtcConfig.max_guidance_weight
     """Upper bound of how strongly the policy is guided."""
     prefix_attention_schedule: PrefixAttentionSchedule = RtcConfig.prefix_attention_schedule

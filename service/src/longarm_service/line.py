@@ -72,3 +72,16 @@ class Line[T]:
         for session_id in self._places:
             return self._places.pop(session_id)
         return None
+
+    def next_batch(self, most: int, comes_along: Callable[[T], bool]) -> list[Place[T]]:
+        """Takes out whose turn it is and, in the order of their turns, who comes along: at most so many together.
+
+        The first always goes, so that nobody waits for longer than there were others before them.
+        """
+        first = self.next()
+        if first is None:
+            return []
+        along = [place for place in self._places.values() if comes_along(place.item)][: most - 1]
+        for place in along:
+            del self._places[place.session_id]
+        return [first, *along]

@@ -158,18 +158,14 @@ class Worker[Q, R]:
                 return
 
     def _next(self) -> list[_Ticket[Q, R]]:
-        """Takes the first in line, and those behind it who can come along, in their order."""
-        first = self._line.next()
-        if first is None:
-            return []
-        tickets = [first.item]
-        company = first.item.company
-        if company is not None:
-            for place in self._line.places:
-                if len(tickets) < company.most and _together(company, place.item):
-                    self._line.leave(place.session_id, place.item)
-                    tickets.append(place.item)
-        return tickets
+        """Takes the first in line, and those behind it who can come along."""
+        first = self._line.first()
+        company = first.item.company if first is not None else None
+        if company is None:
+            places = self._line.next_batch(1, lambda _: False)
+        else:
+            places = self._line.next_batch(company.most, functools.partial(_together, company))
+        return [place.item for place in places]
 
     def _expire(self) -> None:
         for place in self._line.expired():
