@@ -21,6 +21,7 @@ from longarm_service.app import Service
 from longarm_service.policy import (
     DeviceMemory,
     Fingerprint,
+    Guidance,
     LoadedPolicy,
     Observation,
     PolicyChoice,
@@ -112,6 +113,7 @@ class Script:
       always: Like one of faults, for every prediction that has none.
       digest: Part of its fingerprint.
       predictions: How many there were.
+      seen: The state in each of them, and what guided it.
     """
 
     spec: PolicySpec = DEFAULT_SPEC
@@ -120,6 +122,7 @@ class Script:
     always: Exception | np.ndarray | None = None
     digest: str = "1" * 64
     predictions: int = 0
+    seen: list[tuple[np.ndarray, Guidance | None]] = field(default_factory=list)
 
 
 class ScriptedPolicy(LoadedPolicy, Processors):
@@ -140,7 +143,8 @@ class ScriptedPolicy(LoadedPolicy, Processors):
     def preprocess(self, observation: Observation) -> Observation:
         return observation
 
-    def predict(self, prepared: Observation) -> np.ndarray:
+    def predict(self, prepared: Observation, guidance: Guidance | None = None) -> np.ndarray:
+        self.script.seen.append((prepared.state, guidance))
         number = self.script.predictions
         self.script.predictions += 1
         time.sleep(self.script.seconds)
@@ -156,6 +160,9 @@ class ScriptedPolicy(LoadedPolicy, Processors):
 
     def postprocess(self, chunk: np.ndarray) -> np.ndarray:
         return chunk
+
+    def in_model_space(self, chunk: np.ndarray) -> np.ndarray:
+        return chunk.copy()
 
 
 class ScriptedLoader(PolicyLoader):

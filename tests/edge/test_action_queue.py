@@ -11,9 +11,9 @@ from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQu
 
 
 def chunk(tick: int, steps: int, sequence: int, *, captured_at: float = 0.0, epoch: int = 0, episode: int = 0):
-    """A chunk whose values name where they come from: (sequence, tick)."""
+    """A chunk whose values name where they come from: (sequence, tick), and in model space (sequence, tick, 0)."""
     actions = np.array([[sequence, tick + i] for i in range(steps)], np.float32).reshape(steps, 2)
-    return ActionChunk(epoch, episode, sequence, tick, captured_at, actions)
+    return ActionChunk(epoch, episode, sequence, tick, captured_at, actions, np.pad(actions, ((0, 0), (0, 1))))
 
 
 def make_queue(aggregate: str = "latest_only", max_action_age: float = 3.0) -> ActionQueue:
@@ -103,7 +103,7 @@ def test_a_tick_cannot_be_taken_twice() -> None:
         queue.take(3, 0.0)
 
 
-@pytest.mark.parametrize("name", AGGREGATE_FUNCTIONS)
+@pytest.mark.parametrize("name", LEROBOT_AGGREGATE_FUNCTIONS)
 def test_blending_equals_lerobots_to_the_bit(name: str) -> None:
     rng = np.random.default_rng(0)
     old, new = rng.normal(size=(2, 50, 6)).astype(np.float32)
@@ -116,7 +116,29 @@ def test_blending_equals_lerobots_to_the_bit(name: str) -> None:
 
 
 def test_every_aggregate_function_of_lerobot_is_there() -> None:
-    assert AGGREGATE_FUNCTIONS.keys() == LEROBOT_AGGREGATE_FUNCTIONS.keys()
+    assert AGGREGATE_FUNCTIONS.keys() == {*LEROBOT_AGGREGATE_FUNCTIONS, "rtc"}
+
+
+def test_the_outlook_is_what_the_next_ticks_take_up_to_a_gap() -> None:
+    queue = make_queue("rtc")
+    queue.merge(chunk(0, 6, 1))
+    queue.take(1, 0.0)
+    queue.begin_epoch()
+    outlook = queue.outlook()
+    assert (outlook.epoch, outlook.episode, outlook.tick) == (1, 0, 2)
+    assert [action.tick for action in outlook.coming] == [2, 3, 4, 5]
+    assert [queue.take(tick, 0.0)[0] for tick in range(2, 6)] == list(outlook.coming)
+    queue.merge(chunk(9, 3, 2, epoch=1))
+    assert queue.outlook().coming == (), "what comes after a gap is no continuation"
+
+
+def test_actions_keep_their_model_space_values() -> None:
+    queue = make_queue("rtc")
+    queue.merge(chunk(0, 10, 1))
+    queue.take(2, 0.0)
+    queue.merge(chunk(1, 6, 2))
+    values = [(a.values.tolist(), a.model_values.tolist()) for a in queue.outlook().coming]
+    assert values == [([2, tick], [2, tick, 0]) for tick in range(3, 7)]
 
 
 # One step of a run: the loop's tick (with ticks given up before it), a reply, a reconnect or a new episode
@@ -154,6 +176,7 @@ def test_no_interleaving_executes_a_wrong_action(steps: list[tuple], aggregate: 
                     continue
                 assert not expired
                 assert action.tick == tick, "executed for its own tick only"
+                assert action.model_values.tolist() == [action.sequence, tick, 0], "the newest chunk's, of this tick"
                 assert (episode, tick) not in executed, "never twice"
                 assert not executed or executed[-1] < (episode, tick), "never out of order"
                 assert action.sequence in valid_captures, "never from a dropped epoch or episode"
@@ -180,6 +203,9 @@ def test_no_interleaving_executes_a_wrong_action(steps: list[tuple], aggregate: 
                 episode = queue.begin_episode()
                 next_tick = 0
                 valid_captures.clear()
+        coming = queue.outlook().coming
+        assert [a.tick for a in coming] == list(range(next_tick, next_tick + len(coming)))
+        assert [a.model_values[:2].tolist() for a in coming] == [[a.sequence, a.tick] for a in coming]
     drops = queue.drops
     assert drops[Drop.LATE] + drops[Drop.FOREIGN] == late_or_foreign
     assert len(executed) + queue.depth() <= offered, "no action is made up"

@@ -5,13 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longarm_edge.action_queue import QueuedAction
 from longarm_edge.backoff import Backoff
 from longarm_edge.guard import Guard, RejectedChunkError, check_chunk
 from longarm_edge.link import Link, LinkState
 from longarm_edge.observation_filter import ObservationFilter, look_at
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replan, Replanner, RoundTrips
+from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Schedule
+from longarm_wire.rtc import RtcConfig
 
 
 class TestSchedule:
@@ -60,6 +63,12 @@ class TestReplan:
         replanner = Replanner(Replan.CONTINUOUS, 0.5, 30)
         assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.01, since_capture=0.01)
 
+    def test_what_follows_the_old_chunk_is_asked_for_while_enough_is_left_of_it(self) -> None:
+        replanner = Replanner(Replan.AUTO, 0.5, 30, least_depth=10)
+        assert not replanner.wants(depth=11, chunk_size=50, playback_left=0.37, p95=0.05, since_capture=0.06)
+        assert replanner.wants(depth=10, chunk_size=50, playback_left=0.33, p95=0.05, since_capture=0.06)
+        assert not replanner.urgent(playback_left=0.33, p95=0.05), "an arm that stands still may be filtered"
+
     def test_p95_is_of_recent_round_trips(self) -> None:
         trips = RoundTrips(window=20)
         assert trips.p95() is None
@@ -70,6 +79,44 @@ class TestReplan:
         trips.add(0.3)
         trips.add(0.4)
         assert trips.p95() == pytest.approx(0.4)
+
+
+class TestRealTimeChunking:
+    @staticmethod
+    def coming(steps: int, model: bool = True) -> list[QueuedAction]:
+        values = np.arange(steps * 3, dtype=np.float32).reshape(steps, 3)
+        return [QueuedAction(7 + i, v, 0.0, 1, -v[:2] if model else None) for i, v in enumerate(values)]
+
+    def test_sends_what_is_left_up_to_the_horizon_in_both_spaces(self) -> None:
+        prefix = RealTimeChunking(RtcConfig(execution_horizon=4), 30).prefix(self.coming(6), 0.05)
+        assert prefix is not None
+        assert prefix.robot_actions.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+        assert prefix.model_actions.tolist() == [[0, -1], [-3, -4], [-6, -7], [-9, -10]]
+        assert len(RealTimeChunking(RtcConfig(), 30).prefix(self.coming(2), 0.05).robot_actions) == 2
+
+    @pytest.mark.parametrize(("round_trip", "ticks"), [(None, 0), (0.0, 0), (0.02, 1), (0.05, 2), (0.21, 7)])
+    def test_expects_whole_ticks_and_rather_too_many(self, round_trip: float | None, ticks: int) -> None:
+        prefix = RealTimeChunking(RtcConfig(), 30).prefix(self.coming(9), round_trip)
+        assert prefix is not None
+        assert prefix.delay_ticks == ticks
+
+    def test_the_first_chunk_follows_nothing(self) -> None:
+        """A cold start must not make the arm jump: no delay is made up, and nothing is guided."""
+        assert RealTimeChunking(RtcConfig(), 30).prefix([], None) is None
+        assert RealTimeChunking(RtcConfig(), 30).prefix([], 0.2) is None
+
+    def test_actions_that_the_policy_did_not_make_are_not_followed(self) -> None:
+        assert RealTimeChunking(RtcConfig(), 30).prefix(self.coming(9, model=False), 0.05) is None
+
+    def test_a_delay_beyond_the_horizon_is_said_once_with_what_to_set(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Beyond its range LeRobot's real-time chunking lets the arm oscillate, without a word."""
+        rtc = RealTimeChunking(RtcConfig(execution_horizon=10), 30)
+        rtc.prefix(self.coming(9), 0.25)
+        assert not caplog.records
+        for _ in range(3):
+            rtc.prefix(self.coming(20), 0.5)
+        (record,) = caplog.records
+        assert "rtc.execution_horizon to 30" in record.getMessage()
 
 
 class TestObservationFilter:

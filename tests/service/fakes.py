@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from longarm_service.app import Service
 from longarm_service.policy import (
     DeviceMemory,
     Fingerprint,
+    Guidance,
     LoadedPolicy,
     Observation,
     PolicyChoice,
@@ -54,6 +55,9 @@ class FakeProcessors(Processors):
         assert self.remembered is not None
         return np.asarray(chunk + self.remembered.state, np.float32)
 
+    def in_model_space(self, chunk: Any) -> np.ndarray:
+        return np.array(chunk, np.float32)
+
     def reset(self) -> None:
         self.resets += 1
 
@@ -74,7 +78,10 @@ class FakePolicy(LoadedPolicy):
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     tasks: list[str] = field(default_factory=list)
+    guidances: list[Guidance | None] = field(default_factory=list)
     opened: list[FakeProcessors] = field(default_factory=list)
+    batching: bool = False
+    batches: list[list[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -83,10 +90,13 @@ class FakePolicy(LoadedPolicy):
         self.opened.append(FakeProcessors())
         return self.opened[-1]
 
-    def predict(self, prepared: Observation) -> np.ndarray:
+    def predict(self, prepared: Observation, guidance: Guidance | None = None) -> np.ndarray:
+        self.guidances.append(guidance)
         self.entered.release()
         assert self.gate.wait(PATIENCE_SECONDS)
         self.tasks.append(prepared.task)
+        if prepared.task == "poison":
+            raise RuntimeError(SECRET)
         fault = self.faults.pop(0) if self.faults else self.always
         if fault == "raise":
             raise RuntimeError(SECRET)
@@ -96,6 +106,18 @@ class FakePolicy(LoadedPolicy):
         if fault == "shape":
             return chunk[:0]
         return chunk + np.float32(sum(frame.mean() for frame in prepared.images.values()))
+
+    @property
+    def takes_batches(self) -> bool:
+        return self.batching
+
+    def shape_of(self, prepared: Observation) -> Hashable:
+        return prepared.task == "another shape"
+
+    def predict_batch(self, prepared: Sequence[Observation]) -> list[np.ndarray]:
+        """Fails as a whole if one of the tasks is "poison", as does predict."""
+        self.batches.append([one.task for one in prepared])
+        return [self.predict(one) for one in prepared]
 
     def wait_until_predicting(self) -> None:
         assert self.entered.acquire(timeout=PATIENCE_SECONDS)
@@ -123,6 +145,7 @@ class FakeLoader(PolicyLoader):
     library_versions: Mapping[str, str] = field(default_factory=lambda: {"lerobot": "1.2", "torch": "3.4"})
     spec: PolicySpec = field(default_factory=fake_spec)
     saved_renames: Mapping[str, str] = field(default_factory=dict)
+    batching: bool = False
     policies: dict[str, FakePolicy] = field(default_factory=dict)
     loads: list[PolicyChoice] = field(default_factory=list)
     outdated: set[str] = field(default_factory=set)
@@ -150,7 +173,9 @@ class FakeLoader(PolicyLoader):
         self.outdated.discard(name)
         report(pb.Progress(stage=pb.PROGRESS_STAGE_WARMING_UP, fraction=1.0))
         digest = f"digest {len(self.loads)}"
-        self.policies[name] = FakePolicy(self.spec, Fingerprint("fake", name, "", digest), self.saved_renames)
+        self.policies[name] = FakePolicy(
+            self.spec, Fingerprint("fake", name, "", digest), self.saved_renames, batching=self.batching
+        )
         return self.policies[name]
 
     def is_current(self, policy: LoadedPolicy) -> bool:

@@ -8,14 +8,15 @@ import sys
 from tests.service.fakes import FakeLoader, FakePolicy, Observation
 
 from longarm_service import cli
+from longarm_service.policy import Guidance
 from longarm_service.settings import ServiceSettings
 
 
 class SlowPolicy(FakePolicy):
-    def predict(self, prepared: Observation) -> object:  # type: ignore[override]
+    def predict(self, prepared: Observation, guidance: Guidance | None = None) -> object:  # type: ignore[override]
         print("predicting", flush=True)
         sys.stdin.readline()
-        return super().predict(prepared)
+        return super().predict(prepared, guidance)
 
 
 class SlowLoader(FakeLoader):

@@ -109,3 +109,33 @@ def test_turns_are_fair_and_nothing_is_lost_or_answered_twice(events: list[str |
             served_since.pop(place.session_id, None)
     ended += served(waiting)  # type: ignore[arg-type]
     assert len(ended) == len(set(ended))
+
+
+@given(st.lists(st.one_of(st.sampled_from("abcdEFGH"), st.none())), st.integers(1, 4))
+def test_batches_are_of_one_group_and_keep_nobody_waiting(events: list[str | None], most: int) -> None:
+    """A letter: that session sends, small ones and capitals with another policy each. None: the policy is free."""
+    waiting = line()
+    # How many were before a session when it came, less the batches since
+    before: dict[str, int] = {}
+    sent, ended = 0, 0
+    for session in [*events, *[None] * 8]:
+        if session is not None:
+            sent += 1
+            if waiting.join(session, session) is None:
+                before[session] = len(waiting) - 1
+            else:
+                ended += 1
+            continue
+        first = waiting.first()
+        batch = waiting.next_batch(most, lambda item, of=first: of is not None and item.islower() == of.item.islower())
+        served = [place.session_id for place in batch]
+        assert len(served) <= most
+        assert len(set(served)) == len(served)
+        assert len({name.islower() for name in served}) <= 1
+        assert bool(served) == bool(before)
+        for name in served:
+            del before[name]
+        before = {name: count - 1 for name, count in before.items()}
+        assert all(count >= 0 for count in before.values()), "somebody was passed over too often"
+        ended += len(served)
+    assert ended == sent, "nothing is lost or answered twice"

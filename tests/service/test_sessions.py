@@ -169,11 +169,6 @@ def test_a_message_of_any_length_arrives(serve: Serve, loader: FakeLoader) -> No
     assert len(caught[0].message) <= 2000
 
 
-def test_real_time_chunking_is_refused_for_now(serve: Serve) -> None:
-    with failing(Reason.RTC_UNSUPPORTED):
-        open_session(serve().stub, rtc=pb.RtcConfig())
-
-
 def test_a_rename_map_is_applied(serve: Serve) -> None:
     cameras = [pb.CameraSpec(name="top", height=480, width=640)]
     renames = {f"{IMAGES}top": f"{IMAGES}front"}

@@ -11,12 +11,14 @@ import numpy as np
 Aggregate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # How an action of the old chunk and one of the new chunk for the same tick become one. Names and weights are those
-# of LeRobot's async_inference.configs.AGGREGATE_FUNCTIONS
+# of LeRobot's async_inference.configs.AGGREGATE_FUNCTIONS, but for the last
 AGGREGATE_FUNCTIONS: Mapping[str, Aggregate] = {
     "latest_only": lambda _old, new: new,
     "weighted_average": lambda old, new: 0.3 * old + 0.7 * new,
     "average": lambda old, new: 0.5 * old + 0.5 * new,
     "conservative": lambda old, new: 0.7 * old + 0.3 * new,
+    # Real-time chunking: the policy itself has made the new chunk follow the old one
+    "rtc": lambda _old, new: new,
 }
 
 
@@ -46,6 +48,7 @@ class ActionChunk:
       tick: Tick of the first action.
       captured_at: Capture of its observation, seconds on the edge's monotonic clock.
       actions: float32, shape (steps, action_dim), robot units.
+      model_actions: The same as the policy made them, float32, shape (steps, model_action_dim). For real-time chunking.
     """
 
     epoch: int
@@ -54,16 +57,43 @@ class ActionChunk:
     tick: int
     captured_at: float
     actions: np.ndarray
+    model_actions: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedAction:
-    """One action for one tick; values has shape (action_dim,). A blend is as old as the newest part of it."""
+    """One action for one tick. A blend is as old as the newest part of it.
+
+    Attributes:
+      tick: When to execute it.
+      values: Shape (action_dim,), robot units.
+      captured_at: Capture of the observation behind it.
+      sequence: Request whose reply it came with.
+      model_values: As the policy made it, shape (model_action_dim,). None without real-time chunking.
+    """
 
     tick: int
     values: np.ndarray
     captured_at: float
     sequence: int
+    model_values: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Where the queue stands at one instant.
+
+    Attributes:
+      epoch: The connection.
+      episode: The episode.
+      tick: The first tick that take has not been asked for.
+      coming: The actions for tick and the ticks after it, up to the first gap.
+    """
+
+    epoch: int
+    episode: int
+    tick: int
+    coming: tuple[QueuedAction, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +168,8 @@ class ActionQueue:
                 old = self._actions.get(tick)
                 new = chunk.actions[offset]
                 values = new if old is None else self._aggregate(old.values, new)
-                merged[tick] = QueuedAction(tick, values, chunk.captured_at, chunk.sequence)
+                model_values = None if chunk.model_actions is None else chunk.model_actions[offset]
+                merged[tick] = QueuedAction(tick, values, chunk.captured_at, chunk.sequence, model_values)
             self._drops[Drop.LATE] += late
             self._drops[Drop.REPLACED] += sum(tick >= chunk.tick + steps for tick in self._actions)
             self._actions = merged
@@ -167,6 +198,15 @@ class ActionQueue:
                 self._drops[Drop.EXPIRED] += 1
                 return None, True
             return action, False
+
+    def outlook(self) -> Outlook:
+        """Returns where the queue stands."""
+        with self._lock:
+            tick, coming = self._next_tick, []
+            while (action := self._actions.get(tick)) is not None:
+                coming.append(action)
+                tick += 1
+            return Outlook(self._epoch, self._episode, self._next_tick, tuple(coming))
 
     def depth(self) -> int:
         """Returns the actions left."""

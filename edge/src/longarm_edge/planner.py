@@ -22,9 +22,11 @@ from longarm_edge.policy_client import (
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replanner, RoundTrips
 from longarm_edge.robot import Robot, RobotReading
+from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock
 from longarm_edge.trace import RequestRecord, Trace
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcPrefix
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Planner:
       fps: Ticks per second.
       request_timeout: Deadline of a prediction in seconds.
       wait_for_tick: Returns after the next tick's command is out, or after so many seconds.
+      rtc: Makes chunks follow each other, for a session that was opened with it.
     """
 
     robot: Robot
@@ -88,6 +91,7 @@ class Planner:
     fps: float
     request_timeout: float
     wait_for_tick: Callable[[float], object]
+    rtc: RealTimeChunking | None = None
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -160,7 +164,7 @@ class Planner:
         since_capture = now - self._captured_at
         if not self.replanner.wants(self.queue.depth(), self.session.chunk_size, playback_left, p95, since_capture):
             return
-        episode, epoch, tick = self.queue.episode, self.queue.epoch, self.queue.next_tick
+        outlook = self.queue.outlook()
         self.link.asking(now)
         captured_at = self._captured_at = self.clock.now()
         try:
@@ -179,18 +183,29 @@ class Planner:
             self.link.idle()
             self.trace.observation(Observation.FILTERED)
             return
-        answer = self._predict(reading, episode, tick)
+        prefix = self.rtc.prefix(outlook.coming, p95) if self.rtc is not None else None
+        answer = self._predict(reading, outlook.episode, outlook.tick, prefix)
         if answer is None or self._stopping.is_set():
             return
         reply, encode_seconds, call_seconds = answer
         try:
             check_chunk(reply.actions, self.session.action_dim)
+            if reply.model_actions is not None:
+                check_chunk(reply.model_actions, self.session.model_action_dim)
         except RejectedChunkError as error:
             self._failed(Observation.REJECTED, str(error))
             return
         merging = self.clock.now()
         result = self.queue.merge(
-            ActionChunk(epoch, reply.episode, reply.sequence, reply.tick, captured_at, reply.actions)
+            ActionChunk(
+                outlook.epoch,
+                reply.episode,
+                reply.sequence,
+                reply.tick,
+                captured_at,
+                reply.actions,
+                reply.model_actions,
+            )
         )
         merged = self.clock.now()
         self.round_trips.add(merged - captured_at)
@@ -218,11 +233,13 @@ class Planner:
         )
         self.first_chunk.set()
 
-    def _predict(self, reading: RobotReading, episode: int, tick: int) -> tuple[Reply, float, float] | None:
+    def _predict(
+        self, reading: RobotReading, episode: int, tick: int, prefix: RtcPrefix | None
+    ) -> tuple[Reply, float, float] | None:
         self.trace.sent(self.clock.now())
         try:
             answer = self.client.predict(
-                self.session, reading, episode=episode, tick=tick, timeout=self.request_timeout
+                self.session, reading, episode=episode, tick=tick, timeout=self.request_timeout, rtc_prefix=prefix
             )
         except UnreachableError as error:
             if not self._stopping.is_set():  # else it was us who hung up

@@ -15,9 +15,10 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceStub
 from longarm_edge.frames import pack_frame
 from longarm_edge.robot import RobotReading
-from longarm_edge.settings import EdgeSettings
+from longarm_edge.settings import AggregateName, EdgeSettings
 from longarm_wire import images, limits, tensors
 from longarm_wire.errors import Reason, WireError, from_rpc_error
+from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import CameraSpec, RobotSpec
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class PolicyChoice:
     rename_map: Mapping[str, str] = field(default_factory=dict)
     actions_per_chunk: int = 0
     task: str = ""
+    rtc: RtcConfig | None = None
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings) -> "PolicyChoice":
@@ -56,6 +58,7 @@ class PolicyChoice:
             rename_map=settings.rename_map,
             actions_per_chunk=settings.actions_per_chunk,
             task=settings.task,
+            rtc=settings.rtc.config if settings.aggregate_fn_name is AggregateName.RTC else None,
         )
 
 
@@ -70,6 +73,7 @@ class Session:
       state_names: What the state of a request holds.
       cameras: What to send, in the sizes to send.
       chunk_size: Actions per chunk.
+      model_action_dim: Values of one model-space action, where the session uses real-time chunking; else 0.
     """
 
     session_id: str
@@ -78,6 +82,7 @@ class Session:
     state_names: tuple[str, ...]
     cameras: tuple[CameraSpec, ...]
     chunk_size: int
+    model_action_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Reply:
       episode: Of the request.
       tick: Tick of the first action.
       actions: float32, shape (steps, action_dim), robot units; not yet checked.
+      model_actions: As the policy made them, float32, shape (steps, model_action_dim); not yet checked. None without
+        real-time chunking.
       server_seconds: The service's own durations by stage.
       server_total_seconds: From arrival to reply on the service.
       sent_bytes: Size of the request.
@@ -99,6 +106,7 @@ class Reply:
     episode: int
     tick: int
     actions: np.ndarray
+    model_actions: np.ndarray | None
     server_seconds: Mapping[str, float]
     server_total_seconds: float
     sent_bytes: int
@@ -166,18 +174,26 @@ class PolicyClient:
             rename_map=choice.rename_map,
             actions_per_chunk=choice.actions_per_chunk,
             task=choice.task,
+            rtc=choice.rtc.to_proto() if choice.rtc is not None else None,
         )
         try:
             for response in self._stub.OpenSession(request, timeout=timeout):
                 if response.HasField("session"):
-                    return _checked_session(response.session, robot)
+                    return _checked_session(response.session, robot, choice.rtc)
                 on_progress(response.progress)
         except grpc.RpcError as error:
             raise _translated(error, self.address, timeout) from error
         raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
 
     def predict(
-        self, session: Session, reading: RobotReading, *, episode: int, tick: int, timeout: float
+        self,
+        session: Session,
+        reading: RobotReading,
+        *,
+        episode: int,
+        tick: int,
+        timeout: float,
+        rtc_prefix: RtcPrefix | None = None,
     ) -> tuple[Reply, float, float]:
         """Returns the chunk for one observation, the seconds encoding took and the seconds the call took.
 
@@ -187,6 +203,7 @@ class PolicyClient:
           episode: Episode of the observation.
           tick: Tick that follows the capture.
           timeout: Deadline in seconds.
+          rtc_prefix: What the new chunk is to follow, in a session with real-time chunking.
 
         Raises:
           UnreachableError: No reply, or not in time. The next call dials anew.
@@ -201,6 +218,7 @@ class PolicyClient:
             tick=tick,
             state=tensors.pack(reading.state) if session.state_names else b"",
             images=list(self._encoders.map(lambda camera: self._pack(camera, reading), session.cameras)),
+            rtc_prefix=rtc_prefix.to_proto() if rtc_prefix is not None else None,
         )
         encoded = time.monotonic()
         try:
@@ -215,7 +233,7 @@ class PolicyClient:
             raise WireError(
                 Reason.INVALID_REQUEST, f"Expected the reply to request {self._sequence}, found {response.sequence}"
             )
-        return _reply(request, response, session.action_dim), encoded - started, returned - encoded
+        return _reply(request, response, session), encoded - started, returned - encoded
 
     def close_session(self, session: Session, *, timeout: float = 1.0) -> None:
         """Tells the service that the robot is done. A service out of reach will find out by itself."""
@@ -274,7 +292,7 @@ def _dial(address: str) -> grpc.Channel:
     )
 
 
-def _checked_session(description: pb.SessionDescription, robot: RobotSpec) -> Session:
+def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: RtcConfig | None) -> Session:
     """Returns description as a Session, after the edge's own look: names map to motors by position."""
     if tuple(description.action_names) != robot.action_names:
         raise WireError(
@@ -295,6 +313,11 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec) -> Se
             f"Expected cameras of the robot and a positive chunk size but the service asks for "
             f"{sorted(unknown)} and chunks of {description.chunk_size}",
         )
+    if rtc is not None and (not description.supports_rtc or description.model_action_dim < 1):
+        raise WireError(
+            Reason.RTC_UNSUPPORTED,
+            "The service opened the session without real-time chunking. Set aggregate_fn_name=latest_only.",
+        )
     return Session(
         session_id=description.session_id,
         fingerprint=description.fingerprint,
@@ -302,12 +325,16 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec) -> Se
         state_names=tuple(description.state_names),
         cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in description.cameras),
         chunk_size=description.chunk_size,
+        model_action_dim=description.model_action_dim if rtc is not None else 0,
     )
 
 
-def _reply(request: pb.PredictChunkRequest, response: pb.PredictChunkResponse, action_dim: int) -> Reply:
+def _reply(request: pb.PredictChunkRequest, response: pb.PredictChunkResponse, session: Session) -> Reply:
+    model_actions = None
     try:
-        actions = tensors.unpack(response.actions, (response.step_count, action_dim))
+        actions = tensors.unpack(response.actions, (response.step_count, session.action_dim))
+        if session.model_action_dim:
+            model_actions = tensors.unpack(response.model_actions, (response.step_count, session.model_action_dim))
     except tensors.TensorError as error:
         raise WireError(Reason.POLICY_RETURNED_INVALID, str(error)) from error
     durations = response.durations
@@ -316,6 +343,7 @@ def _reply(request: pb.PredictChunkRequest, response: pb.PredictChunkResponse, a
         episode=response.episode,
         tick=response.tick,
         actions=actions,
+        model_actions=model_actions,
         server_seconds={
             stage: getattr(durations, f"{stage}_duration").ToTimedelta().total_seconds() for stage in SERVER_STAGES
         },

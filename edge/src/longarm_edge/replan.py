@@ -48,11 +48,14 @@ class Replanner:
       mode: The rule.
       chunk_size_threshold: For Replan.THRESHOLD, 0 to 1.
       fps: Ticks per second.
+      least_depth: Ask when no more actions than this are left, in every mode: a chunk that follows the old one needs
+        something to follow.
     """
 
     mode: Replan
     chunk_size_threshold: float
     fps: float
+    least_depth: int = 0
 
     def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None, since_capture: float) -> bool:
         """Returns whether to ask now.
@@ -64,7 +67,7 @@ class Replanner:
           p95: Recent round trip in seconds, None if none is known.
           since_capture: Seconds since the last observation was captured, inf before the first.
         """
-        if p95 is None or self.urgent(playback_left, p95):
+        if p95 is None or depth <= self.least_depth or self.urgent(playback_left, p95):
             return True
         match self.mode:
             case Replan.AUTO:

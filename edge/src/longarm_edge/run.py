@@ -27,6 +27,7 @@ from longarm_edge.priority import ahead_of_others
 from longarm_edge.replan import Replanner
 from longarm_edge.report import Summary, draw, render, summarize
 from longarm_edge.robot import Robot, measured_pose
+from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock, MonotonicClock
 from longarm_edge.settings import EdgeSettings
 from longarm_edge.stop import Interrupted, Signals, leave_arm
@@ -277,13 +278,15 @@ class Run:
 
     def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal) -> Planner:
         settings = self.settings
+        rtc = RealTimeChunking(settings.rtc.config, settings.fps) if session.model_action_dim else None
+        horizon = settings.rtc.execution_horizon if rtc is not None else 0
         return Planner(
             robot=self.robot,
             client=client,
             session=session,
             reopen=lambda: self._open(client, lambda _: None),
             queue=self.queue,
-            replanner=Replanner(settings.replan, settings.chunk_size_threshold, settings.fps),
+            replanner=Replanner(settings.replan, settings.chunk_size_threshold, settings.fps, least_depth=horizon),
             observation_filter=ObservationFilter(settings.similarity_tolerance, settings.camera_tolerance),
             link=self.link,
             trace=self.trace,
@@ -291,6 +294,7 @@ class Run:
             fps=settings.fps,
             request_timeout=settings.request_timeout,
             wait_for_tick=signal.wait,
+            rtc=rtc,
         )
 
     def _stop_reason(self, now: float, signals: Signals) -> str | None:

@@ -12,6 +12,7 @@ from longarm_edge.provision.settings import FarSettings
 from longarm_edge.replan import Replan
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_wire.images import DEFAULT_JPEG_QUALITY, Codec
+from longarm_wire.rtc import PrefixAttentionSchedule, RtcConfig
 from longarm_wire.settings import ProcessSettings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -25,6 +26,7 @@ class AggregateName(StrEnum):
     WEIGHTED_AVERAGE = "weighted_average"
     AVERAGE = "average"
     CONSERVATIVE = "conservative"
+    RTC = "rtc"
 
 
 class IdleRule(StrEnum):
@@ -69,6 +71,26 @@ class SafetySettings(BaseModel):
     on_stop to an arm whose run was killed. Unset: nowhere."""
 
 
+class RtcSettings(BaseModel):
+    """Real-time chunking, used with aggregate_fn_name=rtc. Names and defaults are those of LeRobot's RTCConfig."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    execution_horizon: Annotated[int, Field(ge=1)] = RtcConfig.execution_horizon
+    """Ticks over which a new chunk follows the old one. Should be more than a chunk takes to come. The next chunk is
+    asked for when no more actions than this are left."""
+    max_guidance_weight: Positive = RtcConfig.max_guidance_weight
+    """Upper bound of how strongly the policy is guided."""
+    prefix_attention_schedule: PrefixAttentionSchedule = RtcConfig.prefix_attention_schedule
+    """How closely the new chunk follows the old one between the expected delay and the horizon: ONES, LINEAR, EXP, or
+    ZEROS for not at all."""
+
+    @property
+    def config(self) -> RtcConfig:
+        """The settings as they travel."""
+        return RtcConfig(self.execution_horizon, self.max_guidance_weight, self.prefix_attention_schedule)
+
+
 class EdgeSettings(ProcessSettings):
     """Settings of longarm-edge. Precedence: flag, environment, .env file, default."""
 
@@ -110,7 +132,9 @@ class EdgeSettings(ProcessSettings):
     chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """With replan=threshold: ask when queue depth / chunk size is at most this."""
     aggregate_fn_name: AggregateName = AggregateName.LATEST_ONLY
-    """How old and new actions for one tick become one: latest_only, weighted_average, average or conservative."""
+    """How old and new actions for one tick become one: latest_only, weighted_average, average or conservative; or rtc,
+    real-time chunking, for policies that support it (smolvla, pi0, pi05 and others)."""
+    rtc: RtcSettings = RtcSettings()
     similarity_tolerance: Annotated[float, Field(ge=0)] = 1.0
     """An observation whose joint state is within this L2 distance of the last answered one, in robot units, and whose
     cameras did not change, is filtered. 0: filter nothing."""

@@ -19,6 +19,7 @@ from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
 from longarm_service.line import Clock
 from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import PolicyChoice, PolicyLoader
+from longarm_service.prediction import Job, Prediction, predict
 from longarm_service.server import PolicyServicer
 from longarm_service.sessions import SessionTable
 from longarm_service.settings import ServiceSettings
@@ -77,7 +78,13 @@ class Service:
         self.metrics_port = 0
         self._settings = settings
         self._shelf = PolicyShelf(make_loader, settings.max_loaded_policies, self.metrics)
-        self._worker = Worker(settings.obs_queue_timeout, self.metrics, clock)
+        self._worker: Worker[Job, Prediction] = Worker(
+            lambda jobs: predict(jobs, self.metrics.batch_size.observe),
+            settings.obs_queue_timeout,
+            settings.batch_window,
+            self.metrics,
+            clock,
+        )
         self._sessions = SessionTable(settings.max_session_count, settings.session_idle_timeout, self.metrics, clock)
         self._servicer = PolicyServicer(settings, self._shelf, self._worker, self._sessions, self.metrics)
         self._health = health.aio.HealthServicer()

@@ -20,6 +20,7 @@ from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Mod
 from longarm_service.policy import (
     DeviceMemory,
     Fingerprint,
+    Guidance,
     LoadedPolicy,
     Observation,
     PolicyChoice,
@@ -27,6 +28,7 @@ from longarm_service.policy import (
     Report,
 )
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcConfig
 from longarm_wire.specs import PolicySpec
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class LerobotLoader(PolicyLoader):
             robot_type="",
         )
         actions = self._warm_up(found, model, processors, zeros, report)
+        model_action_dim = _guided_action_dim(found, model, processors, zeros)
         names = getattr(config, "action_feature_names", None)
         return LerobotPolicy(
             spec=PolicySpec(
@@ -105,6 +108,8 @@ class LerobotLoader(PolicyLoader):
                 state_dim=state_dim,
                 cameras=cameras,
                 action_names=tuple(names) if names and len(names) == actions.shape[1] else None,
+                supports_rtc=model_action_dim > 0,
+                model_action_dim=model_action_dim,
             ),
             fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
             saved_renames=renames,
@@ -141,7 +146,8 @@ class LerobotLoader(PolicyLoader):
 
     def _build(self, found: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype | None) -> Model:
         policy = get_policy_class(found.policy_type).from_pretrained(str(found.directory), config=config)
-        policy.to(config.device, dtype=dtype).eval()
+        # Real-time chunking takes gradients with respect to actions; weights would only cost memory
+        policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
         return Model(policy, None if dtype is torch.float32 else dtype, self._compiled)
 
@@ -164,6 +170,22 @@ class LerobotLoader(PolicyLoader):
                 f"Expected {found.policy_type} to give a chunk of shape (steps, action_dim), found {actions.shape}.",
             )
         return actions
+
+
+def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation) -> int:
+    """Warms real-time chunking up and returns the values of a model-space action, or 0 if it does not work.
+
+    Its first prediction is slow as well, and would come when the arm moves already.
+    """
+    if not model.supports_rtc:
+        return 0
+    try:
+        chunk = processors.in_model_space(model.predict(processors.preprocess(zeros), Guidance(RtcConfig())))
+        model.predict(processors.preprocess(zeros), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+    except Exception:  # whatever LeRobot raises: plain prediction works
+        logger.exception("%s says that it can do real-time chunking, and cannot", found.name)
+        return 0
+    return int(chunk.shape[1])
 
 
 def _check_supported(found: Checkpoint) -> None:

@@ -1,20 +1,30 @@
 """LeRobot's policies and processors behind the service's boundary. This module and lerobot_loader import torch."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from lerobot.configs import RTCAttentionSchedule
 from lerobot.policies import PreTrainedPolicy
+from lerobot.policies.rtc import RTCConfig, reanchor_relative_rtc_prefix
 from lerobot.policies.utils import populate_queues
+from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from longarm_service.policy import Fingerprint, LoadedPolicy, Observation, Processors
+from longarm_service.policy import Fingerprint, Guidance, LoadedPolicy, Observation, Processors
+from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
 Batch = dict[str, Any]
+
+# Policies whose predict_action_chunk was read and found to keep the observations of a batch apart. One that took the
+# first robot's cameras for all would move the others by them
+KEEPS_APART = frozenset({"act", "smolvla", "pi0", "pi05"})
 
 
 class LerobotProcessors(Processors):
@@ -38,6 +48,9 @@ class LerobotProcessors(Processors):
         self._postprocessor = postprocessor
         self._device = device
         self._fed_keys = fed_keys
+        steps = preprocessor.steps
+        self._normalizer = next((s for s in steps if isinstance(s, NormalizerProcessorStep)), None)
+        self._relative = next((s for s in steps if isinstance(s, RelativeActionsProcessorStep) and s.enabled), None)
 
     def preprocess(self, observation: Observation) -> Batch:
         """Returns the policy's input batch of one, on the device.
@@ -48,7 +61,8 @@ class LerobotProcessors(Processors):
         batch: Batch = {"task": observation.task, "robot_type": observation.robot_type}
         if observation.state.size:
             batch[self._fed(OBS_STATE)] = torch.tensor(observation.state).unsqueeze(0)
-        with torch.inference_mode():
+        # No inference mode: its tensors cannot take part in the gradients that guide real-time chunking
+        with torch.no_grad():
             for key, frame in observation.images.items():
                 batch[self._fed(key)] = _image_tensor(frame, self._device)
             return dict(self._preprocessor(batch))
@@ -62,6 +76,25 @@ class LerobotProcessors(Processors):
         with torch.inference_mode():
             actions = self._postprocessor(chunk)
             return np.ascontiguousarray(actions.squeeze(0).to("cpu", torch.float32).numpy())
+
+    def anchored(self, prefix: RtcPrefix) -> np.ndarray:
+        """Returns prefix in model space; see Processors.anchored.
+
+        Relative actions were relative to the state of an older observation. LeRobot's own function makes them relative
+        to the state that the preprocessor saw last.
+        """
+        state = self._relative.get_cached_state() if self._relative is not None else None
+        if state is None:
+            return prefix.model_actions
+        anchored = reanchor_relative_rtc_prefix(
+            torch.tensor(prefix.robot_actions), state, self._relative, self._normalizer, "cpu"
+        )
+        return np.asarray(anchored, np.float32)
+
+    def in_model_space(self, chunk: torch.Tensor) -> np.ndarray:
+        """Returns a copy of a chunk of shape (1, steps, dim); see Processors.in_model_space."""
+        # A copy, since the postprocessor may write into the chunk
+        return np.array(chunk.detach().squeeze(0).to("cpu", torch.float32).numpy())
 
     def reset(self) -> None:
         """Resets every step of both pipelines."""
@@ -89,16 +122,75 @@ class Model:
         self._forward = torch.compile(policy.predict_action_chunk) if compiled else policy.predict_action_chunk
         queues = getattr(policy, "_queues", None) or {}
         self._needs_queues = bool(set(queues) - {ACTION})
+        # Compiled anew for each size of a batch, in the middle of a run
+        self.takes_batches = policy.name in KEEPS_APART and not compiled
 
-    def predict(self, batch: Batch) -> torch.Tensor:
+    @property
+    def supports_rtc(self) -> bool:
+        """Whether the policy says that it can do real-time chunking, and takes the arguments."""
+        claim = getattr(self._policy, "supports_rtc", None)
+        if not callable(claim) or not claim():
+            return False
+        try:
+            inspect.signature(self._policy.predict_action_chunk).bind({}, inference_delay=0, prev_chunk_left_over=None)
+        except TypeError:
+            return False
+        return True
+
+    def predict(self, batch: Batch, guidance: Guidance | None = None) -> torch.Tensor:
         """Returns the chunk in model space, float32 of shape (1, steps, dim), once it is ready."""
-        with torch.inference_mode(), self._computing():
-            chunk = self._forward(self._queued(batch) if self._needs_queues else batch)
-            chunk = chunk.float()
-            # Without this the wait would be booked on whatever touches the chunk next
-            if chunk.is_cuda:
-                torch.cuda.synchronize(chunk.device)
+        if self._needs_queues:
+            batch = self._queued(batch)
+        if guidance is None:
+            with torch.inference_mode(), self._computing():
+                chunk = self._forward(batch).float()
+        else:
+            chunk = self._guided(batch, guidance).float()
+        # Without this the wait would be booked on whatever touches the chunk next
+        if chunk.is_cuda:
+            torch.cuda.synchronize(chunk.device)
         return chunk if chunk.ndim == 3 else chunk.unsqueeze(0)
+
+    def predict_batch(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Returns the chunk of each of several observations of equal shape_of, each of shape (1, steps, dim)."""
+        chunks = self.predict(_collated(batches))
+        if len(chunks) != len(batches):
+            raise ValueError(f"Expected {len(batches)} chunks of a batch, found {len(chunks)}")
+        return [chunks[i : i + 1] for i in range(len(batches))]
+
+    def _guided(self, batch: Batch, guidance: Guidance) -> torch.Tensor:
+        """Predicts with real-time chunking, never compiled: each delay would be compiled anew."""
+        prefix = None
+        if guidance.prefix is not None and len(guidance.prefix):
+            # LeRobot's engine also fills a short prefix up with zeros, towards which the policy is then guided
+            prefix = torch.tensor(guidance.prefix[: guidance.config.execution_horizon], device=self.device)
+        with torch.no_grad(), self._computing(), self._set_to(guidance.config):
+            chunk: torch.Tensor = self._policy.predict_action_chunk(
+                batch, inference_delay=guidance.delay_ticks, prev_chunk_left_over=prefix
+            )
+        return chunk
+
+    @contextlib.contextmanager
+    def _set_to(self, config: RtcConfig) -> Iterator[None]:
+        """Sets the policy to one session's settings for one prediction: LeRobot keeps them on the policy."""
+        own = getattr(self._policy.config, "rtc_config", None)
+        self._configure(
+            RTCConfig(
+                execution_horizon=config.execution_horizon,
+                max_guidance_weight=config.max_guidance_weight,
+                prefix_attention_schedule=RTCAttentionSchedule(config.prefix_attention_schedule.value),
+            )
+        )
+        try:
+            yield
+        finally:
+            self._configure(own)
+
+    def _configure(self, config: RTCConfig | None) -> None:
+        self._policy.config.rtc_config = config
+        # As LeRobot's rollout does. A policy without it, such as groot, reads its configuration each time
+        if hasattr(self._policy, "init_rtc_processor"):
+            self._policy.init_rtc_processor()
 
     def _computing(self) -> contextlib.AbstractContextManager[Any]:
         if self._autocast is None:
@@ -136,12 +228,44 @@ class LerobotPolicy(LoadedPolicy):
         """Returns the checkpoint's processors, read anew from its files."""
         return self.make_processors()
 
-    def predict(self, prepared: Batch) -> torch.Tensor:
+    def predict(self, prepared: Batch, guidance: Guidance | None = None) -> torch.Tensor:
         """Returns the chunk in model space; see Model.predict."""
-        return self.model.predict(prepared)
+        return self.model.predict(prepared, guidance)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the model's forward pass keeps the observations of a batch apart."""
+        return self.model.takes_batches
+
+    def predict_batch(self, prepared: Sequence[Batch]) -> list[torch.Tensor]:
+        """Returns the chunk of each; see Model.predict_batch."""
+        return self.model.predict_batch(prepared)
+
+    def shape_of(self, prepared: Batch) -> Hashable:
+        """Returns the shapes of tensors, and the values of what is neither tensor nor list."""
+        return tuple((key, _shape(value)) for key, value in sorted(prepared.items()))
+
+
+def _shape(value: object) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        # Only what has a first dimension of one observation can be stacked along it
+        return (tuple(value.shape), value.dtype) if value.ndim and len(value) == 1 else object()
+    return "list" if isinstance(value, list) else repr(value)
+
+
+def _collated(batches: Sequence[Batch]) -> Batch:
+    """Returns batches of one observation each as one batch."""
+    collated = dict(batches[0])
+    for key, value in collated.items():
+        if isinstance(value, torch.Tensor):
+            collated[key] = torch.cat([batch[key] for batch in batches])
+        elif isinstance(value, list):
+            collated[key] = [item for batch in batches for item in batch[key]]
+    return collated
 
 
 def _image_tensor(frame: np.ndarray, device: torch.device) -> torch.Tensor:
-    # A copy, since frames that came raw lie in a read-only buffer
-    pixels = torch.tensor(frame).to(device).permute(2, 0, 1).unsqueeze(0)
-    return pixels.to(torch.float32).div_(255).contiguous()
+    # Colours apart while they are bytes: to turn floats around takes longer. Not in place, for frames may be read-only
+    planes = np.empty((3, *frame.shape[:2]), np.uint8)
+    cv2.split(frame, list(planes))
+    return torch.from_numpy(planes).to(device).unsqueeze(0).to(torch.float32).div_(255)

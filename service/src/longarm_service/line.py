@@ -58,8 +58,30 @@ class Line[T]:
             del self._places[place.session_id]
         return late
 
+    @property
+    def places(self) -> list[Place[T]]:
+        """Everyone who waits, in the order of their turns."""
+        return list(self._places.values())
+
+    def first(self) -> Place[T] | None:
+        """Returns whose turn it is, who goes on waiting."""
+        return next(iter(self._places.values()), None)
+
     def next(self) -> Place[T] | None:
         """Takes out and returns whose turn it is."""
         for session_id in self._places:
             return self._places.pop(session_id)
         return None
+
+    def next_batch(self, most: int, comes_along: Callable[[T], bool]) -> list[Place[T]]:
+        """Takes out whose turn it is and, in the order of their turns, who comes along: at most so many together.
+
+        The first always goes, so that nobody waits for longer than there were others before them.
+        """
+        first = self.next()
+        if first is None:
+            return []
+        along = [place for place in self._places.values() if comes_along(place.item)][: most - 1]
+        for place in along:
+            del self._places[place.session_id]
+        return [first, *along]

@@ -1,11 +1,11 @@
 """The boundary between the service and what runs policies. Nothing here knows LeRobot or torch.
 
 Threads. load is called on one thread, open_processors on any, and everything that belongs to a prediction (preprocess,
-predict, postprocess) on the one worker thread, in this order, without another session's steps between.
+predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come between.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
 # Takes news of a load; called on the loading thread
@@ -80,6 +81,21 @@ class Observation:
     robot_type: str
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """How real-time chunking guides one prediction.
+
+    Attributes:
+      config: The session's settings.
+      delay_ticks: Ticks expected to pass before the first action can be executed.
+      prefix: What Processors.anchored returned: the unexecuted actions in model space. None if there are none.
+    """
+
+    config: RtcConfig
+    delay_ticks: int = 0
+    prefix: np.ndarray | None = None
+
+
 class Processors(ABC):
     """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
 
@@ -93,6 +109,22 @@ class Processors(ABC):
 
         Returns:
           float32, shape (steps, action_dim).
+        """
+
+    def anchored(self, prefix: RtcPrefix) -> np.ndarray:
+        """Returns prefix in model space as of the observation that preprocess took last.
+
+        Returns:
+          float32, shape (steps, model_action_dim).
+        """
+        return prefix.model_actions
+
+    @abstractmethod
+    def in_model_space(self, chunk: Any) -> np.ndarray:
+        """Returns what a chunk that LoadedPolicy.predict returned holds, as it is.
+
+        Returns:
+          float32, shape (steps, model_action_dim), of its own memory.
         """
 
     @abstractmethod
@@ -113,13 +145,31 @@ class LoadedPolicy(ABC):
     fingerprint: Fingerprint
     saved_renames: Mapping[str, str]
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether predict_batch and shape_of work."""
+        return False
+
     @abstractmethod
     def open_processors(self) -> Processors:
         """Returns fresh processors for one session. May read files."""
 
     @abstractmethod
-    def predict(self, prepared: Any) -> Any:
-        """Returns the chunk in model space for what Processors.preprocess returned. Whatever it raises is its fault."""
+    def predict(self, prepared: Any, guidance: Guidance | None = None) -> Any:
+        """Returns the chunk in model space for what Processors.preprocess returned. Whatever it raises is its fault.
+
+        Args:
+          prepared: One observation.
+          guidance: Of this prediction alone; for policies that support real-time chunking.
+        """
+
+    def predict_batch(self, prepared: Sequence[Any]) -> list[Any]:
+        """Returns the chunk of each of several observations of equal shape_of, from one forward pass."""
+        raise NotImplementedError
+
+    def shape_of(self, prepared: Any) -> Hashable:
+        """Returns what must be equal for two observations to be predicted together."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

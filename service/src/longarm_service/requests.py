@@ -1,6 +1,7 @@
 """Checks what robots send before it gets near a policy, and unpacks it."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from longarm_service.policy import Observation
 from longarm_service.sessions import Session
 from longarm_wire import images, tensors
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcPrefix
 
 CODECS: Mapping[int, images.Codec] = {
     pb.IMAGE_CODEC_JPEG: images.Codec.JPEG,
@@ -33,8 +35,11 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
     ):
         if value < least:
             raise _invalid(f"Expected {name} of at least {least}, found {value}")
-    if request.HasField("rtc_prefix"):
-        raise WireError(Reason.RTC_UNSUPPORTED, "This session does not use real-time chunking; send no rtc_prefix.")
+    if request.HasField("rtc_prefix") and session.rtc is None:
+        raise WireError(
+            Reason.RTC_UNSUPPORTED,
+            "This session was opened without real-time chunking: open it with rtc, or send no rtc_prefix.",
+        )
     found = [image.camera for image in request.images]
     expected = [camera.name for camera in session.agreement.cameras]
     if sorted(found) != sorted(expected):
@@ -51,8 +56,18 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
             )
 
 
-def unpack(request: pb.PredictChunkRequest, session: Session) -> Observation:
-    """Returns the observation in the policy's names. Takes a checked request.
+def decode(request: pb.PredictChunkRequest, threads: Executor) -> dict[str, "Future[np.ndarray]"]:
+    """Begins to decode the frames of a checked request, all at a time, and returns what will be a frame per camera."""
+    return {
+        image.camera: threads.submit(images.decode, image.data, CODECS[image.codec], image.height, image.width)
+        for image in request.images
+    }
+
+
+def unpack(
+    request: pb.PredictChunkRequest, session: Session, decoded: Mapping[str, "Future[np.ndarray]"]
+) -> Observation:
+    """Returns the observation in the policy's names. Takes a checked request, and what decode returned for it.
 
     Raises:
       WireError: INVALID_REQUEST for the state, INVALID_IMAGE for a frame.
@@ -66,14 +81,31 @@ def unpack(request: pb.PredictChunkRequest, session: Session) -> Observation:
         bad = [name for name, value in zip(names, state, strict=True) if not np.isfinite(value)]
         raise _invalid(f"Expected a finite state, found NaN or infinity in {', '.join(bad)}")
     frames = {}
-    for image in request.images:
+    for camera, frame in decoded.items():
         try:
-            frame = images.decode(image.data, CODECS[image.codec], image.height, image.width)
+            frames[session.agreement.policy_keys[camera]] = frame.result()
         except images.ImageError as error:
-            raise WireError(Reason.INVALID_IMAGE, f"Camera {image.camera!r}: {error}") from error
-        frames[session.agreement.policy_keys[image.camera]] = frame
+            raise WireError(Reason.INVALID_IMAGE, f"Camera {camera!r}: {error}") from error
     task = request.task if request.HasField("task") else session.task
     return Observation(state=state, images=frames, task=task, robot_type=session.robot.robot_type)
+
+
+def unpack_prefix(request: pb.PredictChunkRequest, session: Session) -> RtcPrefix | None:
+    """Returns the unexecuted actions of a checked request, if it carries any.
+
+    Raises:
+      WireError: INVALID_REQUEST.
+    """
+    if not request.HasField("rtc_prefix"):
+        return None
+    spec = session.lease.policy.spec
+    prefix = RtcPrefix.from_proto(
+        request.rtc_prefix,
+        model_action_dim=spec.model_action_dim,
+        action_dim=len(session.robot.action_names),
+        max_steps=spec.chunk_size,
+    )
+    return prefix if len(prefix.model_actions) else None
 
 
 def _invalid(message: str) -> WireError:

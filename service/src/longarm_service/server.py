@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,14 +17,18 @@ from longarm_service import __version__, failures, requests
 from longarm_service.failures import Context
 from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import PolicyChoice, is_directory
-from longarm_service.prediction import Prediction, predict
+from longarm_service.prediction import Job, Prediction
 from longarm_service.sessions import Session, SessionTable, composed_renames
 from longarm_service.settings import ServiceSettings
 from longarm_service.shelf import Lease, PolicyShelf
-from longarm_service.worker import Worker
+from longarm_service.worker import Company, Worker
 from longarm_wire import limits, tensors
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcConfig
 from longarm_wire.specs import RobotSpec, agree
+
+# On a GPU a batch takes little longer than one observation
+DEFAULT_BATCH_SIZE = 8
 
 # What becomes of an observation that is not answered; any other reason is "invalid"
 OUTCOME_OF_REASON = {
@@ -42,7 +47,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self,
         settings: ServiceSettings,
         shelf: PolicyShelf,
-        worker: Worker,
+        worker: Worker[Job, Prediction],
         sessions: SessionTable,
         metrics: ServiceMetrics,
     ) -> None:
@@ -54,6 +59,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._openings: set[asyncio.Task[Lease]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._decoders = ThreadPoolExecutor(thread_name_prefix="decode")
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuses what begins from now on and robots that wait for a load, and lets predictions be answered.
@@ -91,6 +97,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._track_call()
         self._refuse_while_draining()
         robot = _checked_robot(request)
+        rtc = RtcConfig.from_proto(request.rtc) if request.HasField("rtc") else None
         self._check_allowed(request.pretrained_name_or_path)
         self._sessions.check_room()
         choice = PolicyChoice(request.pretrained_name_or_path, request.revision, request.device, request.dtype)
@@ -106,7 +113,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             if opening.cancelled():
                 self._refuse_while_draining()
             lease = await opening
-            session = await self._agreed(request, robot, lease)
+            session = await self._agreed(request, robot, rtc, lease)
             self._sessions.add(session)
         finally:
             self._openings.discard(opening)
@@ -125,7 +132,8 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             self._refuse_while_draining()
             session = self._sessions.use(request.session_id)
             requests.check(request, session)
-            prediction, queued = await self._worker.run(session.id, lambda: predict(request, session))
+            job = Job(request, session, requests.decode(request, self._decoders))
+            prediction, queued = await self._worker.run(session.id, job, self._company(session))
             self._sessions.touch(session)
             await asyncio.sleep(max(0.0, self._settings.inference_latency - (time.perf_counter() - arrived)))
             response = self._answer(request, prediction, queued, time.perf_counter() - arrived)
@@ -172,13 +180,22 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
                 f"The service does not serve {name!r}. It serves {', '.join(allowed)} (allowed_policies).",
             )
 
-    async def _agreed(self, request: pb.OpenSessionRequest, robot: RobotSpec, lease: Lease) -> Session:
+    async def _agreed(
+        self, request: pb.OpenSessionRequest, robot: RobotSpec, rtc: RtcConfig | None, lease: Lease
+    ) -> Session:
         spec = lease.policy.spec
         if request.policy_type and request.policy_type != spec.policy_type:
             raise WireError(
                 Reason.SPEC_MISMATCH,
                 f"Expected a policy of type {request.policy_type!r} but {request.pretrained_name_or_path!r} is of type "
                 f"{spec.policy_type!r}. Set policy_type={spec.policy_type} or leave it out.",
+            )
+        if rtc is not None and not spec.supports_rtc:
+            raise WireError(
+                Reason.RTC_UNSUPPORTED,
+                f"The policy {request.pretrained_name_or_path!r} is of type {spec.policy_type!r}, which cannot do "
+                "real-time chunking. Set aggregate_fn_name=latest_only, or take a policy that can, such as a smolvla, "
+                "pi0 or pi05.",
             )
         renames = composed_renames(lease.policy.saved_renames, dict(request.rename_map), robot)
         agreement = agree(robot, spec, renames)
@@ -191,7 +208,17 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             task=request.task,
             chunk_size=min(request.actions_per_chunk or spec.chunk_size, spec.chunk_size),
             max_request_bytes=limits.max_request_bytes(agreement.cameras),
+            rtc=rtc,
         )
+
+    def _company(self, session: Session) -> Company | None:
+        policy, most = session.lease.policy, self._settings.max_batch_size
+        if not most:
+            loader = self._shelf.loader
+            most = DEFAULT_BATCH_SIZE if loader is not None and loader.device != "cpu" else 1
+        if most < 2 or session.rtc is not None or not policy.takes_batches:
+            return None
+        return Company(id(policy), most, expected=self._sessions.sharing(session))
 
     def _described(self, session: Session) -> pb.SessionDescription:
         agreement = session.agreement
@@ -205,6 +232,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             cameras=[pb.CameraSpec(name=c.name, height=c.height, width=c.width) for c in agreement.cameras],
             chunk_size=session.chunk_size,
             supports_rtc=session.lease.policy.spec.supports_rtc,
+            model_action_dim=session.lease.policy.spec.model_action_dim,
             max_request_bytes=session.max_request_bytes,
             idle_timeout=idle_timeout,
         )
@@ -215,13 +243,13 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         durations = {"queue": queued, **prediction.durations, "total": total}
         for stage, seconds in durations.items():
             self.metrics.took(stage, seconds)
-        self.metrics.batch_size.observe(1)
         return pb.PredictChunkResponse(
             sequence=request.sequence,
             episode=request.episode,
             tick=request.tick,
             step_count=len(prediction.actions),
             actions=tensors.pack(prediction.actions),
+            model_actions=b"" if prediction.model_actions is None else tensors.pack(prediction.model_actions),
             durations=pb.ServerDurations(**{f"{stage}_duration": _duration(s) for stage, s in durations.items()}),
         )
 
@@ -239,8 +267,6 @@ def is_allowed(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _checked_robot(request: pb.OpenSessionRequest) -> RobotSpec:
-    if request.HasField("rtc"):
-        raise WireError(Reason.RTC_UNSUPPORTED, "This service does not do real-time chunking yet; leave rtc out.")
     if request.actions_per_chunk < 0:
         raise WireError(
             Reason.INVALID_REQUEST, f"Expected actions_per_chunk of at least 0, found {request.actions_per_chunk}"

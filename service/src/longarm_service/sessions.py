@@ -11,6 +11,7 @@ from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import Processors
 from longarm_service.shelf import Lease
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcConfig
 from longarm_wire.specs import IMAGES_PREFIX, Agreement, RobotSpec
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Session:
       task: Instruction unless a request carries another.
       chunk_size: Most actions to answer with.
       max_request_bytes: Largest request.
+      rtc: Settings of real-time chunking; None to not use it.
       episode: Episode of the last prediction. None before the first and after a reset.
       id: Cannot be guessed.
     """
@@ -39,6 +41,7 @@ class Session:
     task: str
     chunk_size: int
     max_request_bytes: int
+    rtc: RtcConfig | None = None
     episode: int | None = None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
@@ -98,6 +101,12 @@ class SessionTable:
             )
         self._last_used[session_id] = self._clock()
         return session
+
+    def sharing(self, session: Session) -> int:
+        """Returns how many open sessions use the policy of session in the same way, itself included."""
+        return sum(
+            other.lease.policy is session.lease.policy and other.rtc == session.rtc for other in self._sessions.values()
+        )
 
     def touch(self, session: Session) -> None:
         """Counts as a sign of life if session is still open: an answer that took long must not expire it."""

@@ -38,7 +38,8 @@ class ServiceSettings(ProcessSettings):
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Floating point type to cast weights to unless a session asks otherwise. Empty leaves them as they are."""
     compile: bool = False
-    """Compile policies with torch.compile: minutes more to load, less time per chunk."""
+    """Compile policies with torch.compile: minutes more to load, less time per chunk. Real-time chunking is not
+    compiled."""
     torch_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch on the CPU. 0 leaves torch's own choice."""
 
@@ -59,6 +60,13 @@ class ServiceSettings(ProcessSettings):
     obs_queue_timeout: PositiveSeconds = 2.0
     """Seconds that an observation may wait for the policy. One that waits longer is refused, for a fresh one is
     better."""
+    max_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Most observations, each of another session, in one forward pass. 1 predicts one by one; 0 stands for 8, and for 1
+    on the CPU, where a batch takes as long as its parts. For policies that are known to keep observations apart, not
+    compiled, without real-time chunking."""
+    batch_window: Annotated[float, Field(ge=0, le=0.1)] = 0.003
+    """Seconds that an observation waits for those of other sessions while the policy is free. Never waits where one
+    session uses the policy."""
     drain_timeout: Seconds = 10.0
     """Seconds that running predictions get to end after SIGTERM or SIGINT."""
 

@@ -1,10 +1,10 @@
-"""Runs predictions on one thread, one after another, and decides which comes next."""
+"""Runs predictions on one thread, one batch after another, and decides which comes next."""
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from longarm_service.line import Clock, Line
 from longarm_service.metrics import ServiceMetrics
@@ -12,24 +12,58 @@ from longarm_service.threads import SoloThread
 from longarm_wire.errors import Reason, WireError
 
 
+@dataclass(frozen=True)
+class Company:
+    """With what a job may share one call.
+
+    Attributes:
+      group: Jobs of equal groups may be done together.
+      most: Most jobs in one call.
+      expected: How many of the group there may be at a time: to wait for more would be in vain.
+    """
+
+    group: Hashable
+    most: int
+    expected: int
+
+
 @dataclass(frozen=True, eq=False)
-class _Ticket:
-    work: Callable[[], Any]
-    done: asyncio.Future[Any]
+class _Ticket[Q, R]:
+    job: Q
+    company: Company | None
+    done: asyncio.Future[R]
     taken: asyncio.Future[float]
 
 
-class Worker:
+class Worker[Q, R]:
     """Owns the thread that policies run on. All methods are for the thread of the event loop.
 
     Use as an async context manager; leaving it drops what waits.
     """
 
-    def __init__(self, queue_timeout_seconds: float, metrics: ServiceMetrics, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[Q]], Sequence[R | Exception]],
+        queue_timeout_seconds: float,
+        batch_window_seconds: float,
+        metrics: ServiceMetrics,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Starts the thread.
+
+        Args:
+          work: Does jobs on the thread, and returns a result or a failure for each.
+          queue_timeout_seconds: How long a job may wait for its turn.
+          batch_window_seconds: How long a job waits for others to be done with, while the thread is free.
+          metrics: Learns how long jobs waited.
+          clock: Tells the time in seconds.
+        """
+        self._work = work
         self._queue_timeout_seconds = queue_timeout_seconds
+        self._batch_window_seconds = batch_window_seconds
         self._metrics = metrics
         self._clock = clock
-        self._line: Line[_Ticket] = Line(queue_timeout_seconds, clock)
+        self._line: Line[_Ticket[Q, R]] = Line(queue_timeout_seconds, clock)
         self._arrival = asyncio.Event()
         self._thread = SoloThread("policy")
         self._dispatcher: asyncio.Task[None] | None = None
@@ -44,16 +78,21 @@ class Worker:
         """Whether a prediction runs."""
         return self._thread.busy
 
-    async def run[T](self, session_id: str, work: Callable[[], T]) -> tuple[T, float]:
-        """Returns what work returns on the policy's thread, and the seconds that it waited for its turn.
+    async def run(self, session_id: str, job: Q, company: Company | None = None) -> tuple[R, float]:
+        """Returns the result of job, and the seconds that it waited for its turn.
 
         A caller that is cancelled while it waits gives up its place; while work runs, its result is dropped.
 
+        Args:
+          session_id: Whose it is; a newer job of the same session supersedes one that waits.
+          job: What to do.
+          company: With what it may be done together. None to be done alone.
+
         Raises:
-          WireError: SUPERSEDED or QUEUE_TIMEOUT. Beyond that whatever work raises.
+          WireError: SUPERSEDED or QUEUE_TIMEOUT. Beyond that the failure that work returned for it.
         """
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(work, loop.create_future(), loop.create_future())
+        ticket: _Ticket[Q, R] = _Ticket(job, company, loop.create_future(), loop.create_future())
         arrived = self._clock()
         older = self._line.join(session_id, ticket)
         if older is not None:
@@ -72,7 +111,7 @@ class Worker:
             self._metrics.queue_wait.observe(taken - arrived)
         return result, taken - arrived
 
-    async def __aenter__(self) -> "Worker":
+    async def __aenter__(self) -> "Worker[Q, R]":
         self._dispatcher = asyncio.create_task(self._dispatch(), name="dispatcher")
         return self
 
@@ -85,21 +124,48 @@ class Worker:
         while True:
             await self._arrival.wait()
             self._expire()
-            place = self._line.next()
-            if place is None:
+            if self._line.first() is None:
                 self._arrival.clear()
                 continue
-            ticket = place.item
-            ticket.taken.set_result(self._clock())
+            await self._gather()
+            tickets = self._next()
+            for ticket in tickets:
+                ticket.taken.set_result(self._clock())
             self._metrics.waiting.set(len(self._line))
+            jobs = [ticket.job for ticket in tickets]
+            outcomes: Sequence[R | Exception]
             try:
-                result = await self._thread.run(ticket.work)
-            except Exception as error:  # noqa: BLE001 - it is the caller's, who waits for it
-                if not ticket.done.done():
-                    ticket.done.set_exception(error)
-            else:
-                if not ticket.done.done():
-                    ticket.done.set_result(result)
+                outcomes = await self._thread.run(functools.partial(self._work, jobs))
+            except Exception as error:  # noqa: BLE001 - it is the callers', who wait for it
+                outcomes = [error] * len(jobs)
+            for ticket, outcome in zip(tickets, outcomes, strict=True):
+                _settle(ticket.done, outcome)
+
+    async def _gather(self) -> None:
+        """Waits for those that the first in line may be done together with, as long as that may be worth it."""
+        while (first := self._line.first()) is not None and first.item.company is not None:
+            company = first.item.company
+            left = first.since + self._batch_window_seconds - self._clock()
+            alike = sum(_together(company, place.item) for place in self._line.places)
+            # Somebody who cannot come along must not wait for those who can
+            if left <= 0 or alike >= min(company.most, company.expected) or alike < len(self._line):
+                return
+            self._arrival.clear()
+            try:
+                await asyncio.wait_for(self._arrival.wait(), left)
+            except TimeoutError:
+                self._arrival.set()
+                return
+
+    def _next(self) -> list[_Ticket[Q, R]]:
+        """Takes the first in line, and those behind it who can come along."""
+        first = self._line.first()
+        company = first.item.company if first is not None else None
+        if company is None:
+            places = self._line.next_batch(1, lambda _: False)
+        else:
+            places = self._line.next_batch(company.most, functools.partial(_together, company))
+        return [place.item for place in places]
 
     def _expire(self) -> None:
         for place in self._line.expired():
@@ -110,6 +176,18 @@ class Worker:
             )
 
 
-def _refuse(ticket: _Ticket, reason: Reason, message: str) -> None:
-    if not ticket.done.done():
-        ticket.done.set_exception(WireError(reason, message))
+def _together[Q, R](company: Company, ticket: _Ticket[Q, R]) -> bool:
+    return ticket.company is not None and ticket.company.group == company.group
+
+
+def _refuse[Q, R](ticket: _Ticket[Q, R], reason: Reason, message: str) -> None:
+    _settle(ticket.done, WireError(reason, message))
+
+
+def _settle[R](done: asyncio.Future[R], outcome: R | Exception) -> None:
+    if done.done():
+        return
+    if isinstance(outcome, Exception):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)

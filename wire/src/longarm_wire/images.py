@@ -83,12 +83,12 @@ def decode(data: bytes, codec: Codec, height: int, width: int) -> np.ndarray:
     if codec == Codec.JPEG and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ImageError(f"Expected a complete jpeg but its {len(data)} bytes stop before the end marker")
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        rgb = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ImageError(f"Expected a {codec.value} but its {len(data)} bytes do not decode") from error
-    if bgr is None or bgr.shape != (height, width, 3):
+    if rgb is None or rgb.shape != (height, width, 3):
         raise ImageError(f"Expected a {codec.value} but its {len(data)} bytes do not decode")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return rgb
 
 
 def _check_size(height: int, width: int) -> None:

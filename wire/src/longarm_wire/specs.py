@@ -94,6 +94,7 @@ class PolicySpec:
       action_names: Names in order, where the checkpoint tells them.
       fps: Rate it was trained at, where the checkpoint tells it.
       supports_rtc: Whether it can condition a chunk on the unexecuted prefix of the last one.
+      model_action_dim: Values of one model-space action; 0 without supports_rtc.
     """
 
     policy_type: str
@@ -104,6 +105,7 @@ class PolicySpec:
     action_names: tuple[str, ...] | None = None
     fps: float | None = None
     supports_rtc: bool = False
+    model_action_dim: int = 0
 
 
 @dataclass(frozen=True)
