@@ -181,7 +181,7 @@ def main() -> None:
                 theirs = sshd.process_ids()
                 ours = [pid for pid in descendants(os.getpid()) if pid not in others and pid not in theirs]
                 rows.append(measure(backend, tunnel.address, ours, theirs, options.rounds, options.seconds))
-    print(table(rows))  # noqa: T201
+    print(table(rows))
 
 
 if __name__ == "__main__":
