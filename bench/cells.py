@@ -26,7 +26,7 @@ SETTLING = 1.0
 OUTAGE_SECONDS = 5.0
 # After this much of the window the outage begins, and so long it is watched after its end
 BEFORE_OUTAGE, AFTER_OUTAGE = 4.0, 8.0
-AFTER_RESTART = 25.0
+AFTER_RESTART = 12.0
 POLL = 0.02
 SSHD_PORT, LONGARM_PORT, STOCK_PORT = 20222, 20080, 20090
 
@@ -60,6 +60,11 @@ class Cell:
     event: Event = Event.NONE
     variant: str = ""
     flags: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the peer runs with its defaults, the emulated policy, and nothing happens."""
+        return self.event is Event.NONE and not self.variant and self.policy == "emulated"
 
     @property
     def name(self) -> str:
@@ -201,8 +206,8 @@ class Bench:
     def _start_sshd(self) -> None:
         directory = self._directory / "sshd"
         directory.mkdir()
-        host = "0.0.0.0" if self._network.at_service() else "127.0.0.1"
-        command = [*self._network.at_service(), *_python("sshd", str(directory / "keys"), host, str(SSHD_PORT))]
+        flags = ("sshd", str(directory / "keys"), str(SSHD_PORT), *self._network.service_addresses())
+        command = [*self._network.at_service(), *_python(*flags)]
         sshd = self._start(command, directory, "sshd", self._stack)
         _await(lambda: "ready" in sshd.log.read_text(), 20, sshd)
 

@@ -1,7 +1,7 @@
 """Runs one half of a peer as its own command would, after making the bench's robot and policy known to LeRobot.
 
 usage: python -m bench.launch {service,edge,stock-server,stock-client} [its own flags]
-       python -m bench.launch sshd DIRECTORY HOST PORT
+       python -m bench.launch sshd DIRECTORY PORT [ADDRESS ...]
 
 Both peers are what is installed, unmodified. LeRobot's server takes only the types of policy in a list; the bench's own
 is added to that list, and nothing else is touched.
@@ -16,7 +16,7 @@ def main() -> None:
     program, *flags = sys.argv[1:]
     sys.argv = [program, *flags]
     if program == "sshd":
-        _sshd(Path(flags[0]), flags[1], int(flags[2]))
+        _sshd(Path(flags[0]), int(flags[1]), flags[2:])
         return
     if program in ("service", "stock-server"):
         from bench.configuration_emulated import POLICY_TYPE
@@ -43,11 +43,11 @@ def main() -> None:
         sys.exit(f"bench.launch: there is no program {program!r}\n{__doc__}")
 
 
-def _sshd(directory: Path, host: str, port: int) -> None:
-    """Runs a private sshd on host and on the loopback until standard input is closed."""
+def _sshd(directory: Path, port: int, addresses: list[str]) -> None:
+    """Runs a private sshd on addresses and on the loopback until standard input is closed."""
     from longarm_edge.tunnel.local_sshd import LocalSshd
 
-    with LocalSshd(directory, options=[] if host == "127.0.0.1" else [f"ListenAddress {host}"], port=port):
+    with LocalSshd(directory, options=[f"ListenAddress {address}" for address in addresses], port=port):
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.read()

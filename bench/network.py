@@ -44,6 +44,10 @@ class Network(ABC):
         """Returns what to put before a command so that it runs at the service."""
 
     @abstractmethod
+    def service_addresses(self) -> list[str]:
+        """Returns the addresses of the service's place besides its loopback."""
+
+    @abstractmethod
     def shape(self, link: LinkSpec) -> None:
         """Makes the link behave like link from now on."""
 
@@ -111,6 +115,10 @@ class Namespaces(Network):
     def at_service(self) -> list[str]:
         """See Network."""
         return ["ip", "netns", "exec", self.service]
+
+    def service_addresses(self) -> list[str]:
+        """See Network."""
+        return [service for _, service in ADDRESSES.values()]
 
     def shape(self, link: LinkSpec) -> None:
         """See Network."""
@@ -215,6 +223,10 @@ class Proxies(Network):
         return []
 
     def at_service(self) -> list[str]:
+        """See Network."""
+        return []
+
+    def service_addresses(self) -> list[str]:
         """See Network."""
         return []
 
