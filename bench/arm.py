@@ -35,7 +35,7 @@ class BenchArm(Robot):  # type: ignore[misc]  # LeRobot is untyped to us
         self.config = config
         self._frames = np.load(config.frames, mmap_mode="r")
         self._log = robot_log.RobotLog(Path(config.log))
-        self._pose = np.zeros(robot_log.JOINT_COUNT, np.float32)
+        self._pose: np.ndarray = np.zeros(robot_log.JOINT_COUNT, np.float32)
         self._count = 0
         self._connected = False
 

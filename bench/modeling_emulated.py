@@ -25,7 +25,7 @@ class EmulatedPolicy(ACTPolicy):  # type: ignore[misc]  # LeRobot is untyped to 
     config_class = EmulatedConfig
     name = "longarm_bench"
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def predict_action_chunk(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns plans of shape (batch, chunk_size, joints and marks), not normalised."""
         begun = time.monotonic()

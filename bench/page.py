@@ -11,8 +11,8 @@ Everything is read from the robot's side: each observation and each command with
 network interface. The policy answers with the number of the observation, so that every command tells where it comes
 from. Both peers are as installed, with their own defaults; LeRobot's server is told the bench's type of policy.
 
-- **missing ticks**: periods of 1/{FPS} s in the window without a command. **late**: how much longer than 1/{FPS} s it took
-  from command to command.
+- **missing ticks**: periods of 1/{FPS} s in the window without a command.
+- **late**: how much longer than 1/{FPS} s it was from command to command.
 - **obs → first action**: from the beginning of an observation to the first command that rests on it.
 - **action age**: from the beginning of the newest observation behind a command to that command.
 - **floor**: RTT + this peer's own bytes / rate + inference. No peer can be faster; a command waits up to a tick on top.
