@@ -41,18 +41,14 @@ def cells(parts: list[str], link_names: list[str], *, ssh: bool) -> list[Cell]:
         found += [Cell(peer, LINKS[name], way) for name in link_names for way in ways for peer in PEERS]
     emulated = [name for name in link_names if LINKS[name].emulated]
     if "replan" in parts:
+        rules = {f"threshold {g:g}": ("--replan=threshold", f"--chunk_size_threshold={g}") for g in THRESHOLDS}
+        rules["continuous"] = ("--replan=continuous",)
+        # The fastest link and the slowest: what is between lies between
+        ends = dict.fromkeys((link_names[0], link_names[-1]))
         found += [
-            Cell(
-                Longarm.name,
-                LINKS[name],
-                variant=f"threshold {g:g}",
-                flags=("--replan=threshold", f"--chunk_size_threshold={g}"),
-            )
-            for name in link_names
-            for g in THRESHOLDS
-        ]
-        found += [
-            Cell(Longarm.name, LINKS[name], variant="continuous", flags=("--replan=continuous",)) for name in link_names
+            Cell(Longarm.name, LINKS[name], variant=variant, flags=flags)
+            for name in ends
+            for variant, flags in rules.items()
         ]
     if "act" in parts and "loopback" in link_names:
         found += [Cell(peer, LINKS["loopback"], policy="act") for peer in PEERS]
