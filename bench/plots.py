@@ -39,7 +39,7 @@ def draw(rows: list[Row], logs: list[Measured], directory: Path, name: str) -> l
 
 def _links(paired: list[tuple[Row, Row]]) -> Figure:
     """Returns bars by link: actions a second, first action against the floor, bytes per observation."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = Figure(figsize=(11, 1.6 + 0.55 * len(paired)), layout="constrained")
     panels = figure.subplots(1, 3)
     titles = ("actions per second", "observation to first action, p95", "sent per observation")
     labels = [
@@ -72,13 +72,19 @@ def _links(paired: list[tuple[Row, Row]]) -> Figure:
     panels[1].plot([], [], color="black", linewidth=2, label="floor of the link")
     panels[0].set_xlim(0, 31)
     panels[0].set_xlabel("of 30", fontsize=8)
-    panels[1].set_xscale("log")
-    panels[1].set_xlabel("ms", fontsize=8)
-    panels[2].set_xscale("log")
-    panels[2].set_xlabel("kB", fontsize=8)
+    _logarithmic(panels[1], "ms", 50, (100, 300, 1000, 3000))
+    _logarithmic(panels[2], "kB", 5, (10, 100, 1000))
     handles, names = panels[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def _logarithmic(panel: Axes, unit: str, low: float, ticks: tuple[int, ...]) -> None:
+    panel.set_xscale("log")
+    panel.set_xlim(left=low)
+    panel.set_xticks(ticks, [str(tick) for tick in ticks])
+    panel.minorticks_off()
+    panel.set_xlabel(unit, fontsize=8)
 
 
 def _timelines(event: Event, chosen: list[tuple[Row, Measured]]) -> Figure:
