@@ -41,7 +41,9 @@ def cells(parts: list[str], link_names: list[str], *, ssh: bool) -> list[Cell]:
         found += [Cell(peer, LINKS[name], way) for name in link_names for way in ways for peer in PEERS]
     emulated = [name for name in link_names if LINKS[name].emulated]
     if "replan" in parts:
-        rules = {f"threshold {g:g}": ("--replan=threshold", f"--chunk_size_threshold={g}") for g in THRESHOLDS}
+        rules: dict[str, tuple[str, ...]] = {
+            f"threshold {g:g}": ("--replan=threshold", f"--chunk_size_threshold={g}") for g in THRESHOLDS
+        }
         rules["continuous"] = ("--replan=continuous",)
         # The fastest link and the slowest: what is between lies between
         ends = dict.fromkeys((link_names[0], link_names[-1]))

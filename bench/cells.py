@@ -209,7 +209,7 @@ class Bench:
         flags = ("sshd", str(directory / "keys"), str(SSHD_PORT), *self._network.service_addresses())
         command = [*self._network.at_service(), *_python(*flags)]
         sshd = self._start(command, directory, "sshd", self._stack)
-        _await(lambda: "ready" in sshd.log.read_text(), 20, sshd)
+        await_that(lambda: "ready" in sshd.log.read_text(), 20, sshd)
 
     def _ssh_end(self, directory: Path) -> SshEnd:
         keys = self._directory / "sshd" / "keys"
@@ -229,7 +229,7 @@ class Bench:
 
     def _await_server(self, peer: str) -> None:
         server = self._servers[peer]
-        _await(lambda: self._peers[peer].is_up(server.started_in), SERVER_TIMEOUT, server)
+        await_that(lambda: self._peers[peer].is_up(server.started_in), SERVER_TIMEOUT, server)
 
     def _stop_servers(self) -> None:
         for server in self._servers.values():
@@ -245,7 +245,8 @@ def _python(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "bench.launch", *arguments]
 
 
-def _await(condition: Callable[[], bool], timeout: float, child: Child) -> None:
+def await_that(condition: Callable[[], bool], timeout: float, child: Child) -> None:
+    """Returns when condition holds. Raises TimeoutError with child's last words if it ends or takes too long."""
     deadline = time.monotonic() + timeout
     while not condition():
         if not child.running or time.monotonic() > deadline:
