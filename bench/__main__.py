@@ -1,6 +1,6 @@
 """Longarm and LeRobot's own async pair, side by side over the same links. Writes bench/results/.
 
-usage: python -m bench [--links loopback,40/50] [--seconds 15] [--only links,outages,act,replan] [--name latest]
+usage: python -m bench [--links loopback,40/50] [--seconds 12] [--only links,outages,act,replan] [--name latest]
 """
 
 import argparse
@@ -41,16 +41,22 @@ def cells(parts: list[str], link_names: list[str], *, ssh: bool) -> list[Cell]:
         found += [Cell(peer, LINKS[name], way) for name in link_names for way in ways for peer in PEERS]
     emulated = [name for name in link_names if LINKS[name].emulated]
     if "replan" in parts:
-        rules: dict[str, tuple[str, ...]] = {
-            f"threshold {g:g}": ("--replan=threshold", f"--chunk_size_threshold={g}") for g in THRESHOLDS
-        }
-        rules["continuous"] = ("--replan=continuous",)
         # The fastest link and the slowest: what is between lies between
         ends = dict.fromkeys((link_names[0], link_names[-1]))
         found += [
-            Cell(Longarm.name, LINKS[name], variant=variant, flags=flags)
+            Cell(
+                Longarm.name,
+                LINKS[name],
+                variant=f"threshold {share:g}",
+                flags=("--replan=threshold", f"--chunk_size_threshold={share}"),
+            )
             for name in ends
-            for variant, flags in rules.items()
+            for share in THRESHOLDS
+        ]
+        found += [
+            Cell(Longarm.name, LINKS[name], way, variant="continuous", flags=("--replan=continuous",))
+            for name in link_names
+            for way in ways
         ]
     if "act" in parts and "loopback" in link_names:
         found += [Cell(peer, LINKS["loopback"], policy="act") for peer in PEERS]
@@ -111,7 +117,7 @@ def main() -> int:
     """Runs, writes, and returns 0 if every cell gave figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--links", default=",".join(LINKS), help=f"of {','.join(LINKS)}")
-    parser.add_argument("--seconds", type=float, default=15, help="length of each window")
+    parser.add_argument("--seconds", type=float, default=12, help="length of each window")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--name", default="latest", help="of the result")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")

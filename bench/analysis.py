@@ -139,7 +139,7 @@ class Outage:
       played: How long commands went on without a stop after it began.
       still: The longest time without a command, from its beginning on.
       resumed: From its end to the first command that rests on an observation of after its end.
-      moving_again: From its end to the first command of any kind that follows a stop; 0 if there was no stop.
+      moving_again: From its end to the next command of any kind; 0 if the commands had not stopped.
     """
 
     played: float
@@ -163,12 +163,14 @@ def outage(events: np.ndarray, begun: float, ended: float, until: float, fps: fl
     stops = np.flatnonzero((gaps > STOP_TICKS / fps) & (instants[1:] > begun))
     fresh = run.at[(run.at > ended) & (run.at - np.nan_to_num(run.age, nan=np.inf) >= ended)]
     after_stops = instants[stops + 1]
-    last_stop = instants[stops[-1] + 1] if len(stops) else ended
+    # The stop during which the outage ended, if there was one
+    spanning = [index for index in stops if instants[index] < ended <= instants[index + 1]]
+    moving_at = float(instants[spanning[0] + 1]) if spanning else ended
     return Outage(
         played=(max(0.0, instants[stops[0]] - begun) if len(stops) else until - begun),
         still=float((after_stops - np.maximum(instants[stops], begun)).max()) if len(stops) else 0.0,
         resumed=float(fresh[0] - ended) if len(fresh) else None,
-        moving_again=None if last_stop >= until else max(0.0, float(last_stop - ended)),
+        moving_again=None if moving_at >= until else moving_at - ended,
     )
 
 

@@ -6,6 +6,8 @@ from bench.cells import Event
 from bench.peers import FPS
 from bench.report import BAR_FACTOR, COLUMNS, OUTAGE_COLUMNS, Row, markdown, ratios
 
+MOST_LATE_MS = 2.0
+LEAST_BYTES_FACTOR = 20
 NOTES = f"""\
 Everything is read from the robot's side: each observation and each command with the monotonic clock, and bytes at the
 network interface. The policy answers with the number of the observation, so that every command tells where it comes
@@ -55,10 +57,10 @@ def _table(rows: list[Row]) -> list[str]:
 
 
 def _replan(plain: list[Row]) -> list[Row]:
-    """Returns Longarm's own rows by link, the default first, if there are any others than that."""
-    ours = [row for row in plain if row.cell.peer == "Longarm" and not row.cell.through_ssh]
-    names = list(dict.fromkeys(row.cell.link.name for row in ours if row.cell.variant))
-    return [row for name in names for row in ours if row.cell.link.name == name]
+    """Returns Longarm's own rows by link and way, the default first, where there are others than that."""
+    ours = [row for row in plain if row.cell.peer == "Longarm"]
+    ways = dict.fromkeys((row.cell.link.name, row.cell.through_ssh) for row in ours if row.cell.variant)
+    return [row for way in ways for row in ours if (row.cell.link.name, row.cell.through_ssh) == way]
 
 
 def _outages(rows: list[Row], event: Event) -> list[str]:
@@ -68,21 +70,27 @@ def _outages(rows: list[Row], event: Event) -> list[str]:
 
 def _bars(plain: list[Row]) -> list[str]:
     """Returns which of Longarm's rows keep what was promised."""
-    ours = [row for row in plain if row.cell.peer == "Longarm" and not row.cell.variant and row.figures]
+    stock = {row.cell.link.name: row for row in plain if row.cell.peer != "Longarm" and not row.cell.through_ssh}
     lines = []
-    for row in ours:
+    for row in plain:
         found = row.figures
-        assert found is not None
-        way = "SSH tunnel" if row.cell.through_ssh else "direct"
-        checks = (
+        if row.cell.peer != "Longarm" or found is None:
+            continue
+        other = stock.get(row.cell.link.name)
+        checks: list[bool | None] = [
             found.missing_ticks == 0,
-            found.late_p99_ms <= 2,
+            found.late_p99_ms <= MOST_LATE_MS,
             row.meets_latency_bar(FPS),
-        )
-        marks = " | ".join("yes" if check else "**no**" for check in checks)
-        lines.append(f"| {row.cell.link.name} | {way} | {marks} | {BAR_FACTOR * row.floor_ms + 1000 / FPS:.0f} ms |")
+            row.observation_kilobytes * LEAST_BYTES_FACTOR <= other.observation_kilobytes if other else None,
+            row.cpu_percent <= other.cpu_percent if other and not row.cell.link.emulated else None,
+        ]
+        shown = " | ".join({True: "yes", False: "**no**", None: ""}[check] for check in checks)
+        way = "SSH tunnel" if row.cell.through_ssh else "direct"
+        bar = f"{BAR_FACTOR * row.floor_ms + 1000 / FPS:.0f} ms"
+        lines.append(f"| {row.cell.link.name} | {way} | {row.cell.variant or 'auto'} | {bar} | {shown} |")
+    names = ["no missing tick", "late p99 ≤ 2 ms", "first action p95 within bar", "bytes ≤ 1/20", "CPU ≤ LeRobot's"]
     heading = [
-        "| link | way | no missing tick | late p99 ≤ 2 ms | first action p95 within bar | bar |",
-        "| --- | --- | --- | --- | --- | ---: |",
+        f"| link | way | replan | latency bar | {' | '.join(names)} |",
+        "|" + " --- |" * 3 + " ---: |" + " --- |" * len(names),
     ]
     return _section("## Bars", [*heading, *lines]) if lines else []

@@ -129,12 +129,12 @@ def ratios(rows: list[Row]) -> list[str]:
         if a is None or b is None:
             continue
         factors = (
-            f"{divided(a.actions_per_second, b.actions_per_second):.2g} times",
-            f"1/{divided(b.first_p50_ms, a.first_p50_ms):.2g}",
-            f"1/{divided(b.first_p95_ms, a.first_p95_ms):.2g}",
-            f"1/{divided(stock.observation_kilobytes, ours.observation_kilobytes):.2g}",
-            f"{divided(a.age_mean_ms, b.age_mean_ms):.2g} times",
-            f"{divided(ours.cpu_percent, stock.cpu_percent):.2g} times",
+            f"{factor(a.actions_per_second, b.actions_per_second)} times",
+            f"1/{factor(b.first_p50_ms, a.first_p50_ms)}",
+            f"1/{factor(b.first_p95_ms, a.first_p95_ms)}",
+            f"1/{factor(stock.observation_kilobytes, ours.observation_kilobytes)}",
+            f"{factor(a.age_mean_ms, b.age_mean_ms)} times",
+            f"{factor(ours.cpu_percent, stock.cpu_percent)} times",
         )
         way = "SSH tunnel" if ours.cell.through_ssh else "direct"
         lines.append(f"| {ours.cell.link.name} | {way} | {' | '.join(factors)} |")
@@ -150,9 +150,10 @@ def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
     return [(row, stock[key]) for row, key in zip(ours, keys, strict=True) if key in stock]
 
 
-def divided(a: float, b: float) -> float:
-    """Returns a / b, NaN where that is none."""
-    return a / b if b else math.nan
+def factor(a: float, b: float) -> str:
+    """Returns a / b for people."""
+    ratio = a / b if b else math.nan
+    return number(ratio, 0 if ratio >= 10 else 1 if ratio >= 1 else 2)
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def test_the_page_has_the_factors_the_bars_and_the_failures(tmp_path: Path) -> N
     write_page(tmp_path / "README.md", {"when": "now"}, rows(), ["x.png"])
     text = (tmp_path / "README.md").read_text()
     assert "| RTT 40 ms, 50 Mbit/s up | direct | **Longarm** | 30.0 | 0 | 0.1 / 0.4 / 1.2 | 166 / 200 | 144 |" in text
-    assert "| RTT 40 ms, 50 Mbit/s up | direct | 2 times | 1/4.8 | 1/4.5 | 1/92 |" in text
-    assert "| RTT 40 ms, 50 Mbit/s up | direct | yes | yes | yes | 213 ms |" in text
+    assert "| RTT 40 ms, 50 Mbit/s up | direct | 2.0 times | 1/4.8 | 1/4.5 | 1/92 |" in text
+    assert "| RTT 40 ms, 50 Mbit/s up | direct | auto | 213 ms | yes | yes | yes | yes |  |" in text
     assert "| SSH tunnel | **Longarm** | failed |" in text
     assert "| LeRobot async | 0.0 | 43.2 | never | never |" in text
     assert "![x](x.png)" in text
