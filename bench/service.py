@@ -27,7 +27,7 @@ from bench.configuration_emulated import POLICY_TYPE
 from bench.peers import FPS, Longarm, Peer, Stock, environment
 from bench.processes import Child
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
-from longarm_edge.policy_client import PolicyChoice, PolicyClient
+from longarm_edge.policy_client import SERVER_STAGES, PolicyChoice, PolicyClient
 from longarm_wire.images import DEFAULT_JPEG_QUALITY, Codec
 
 INFERENCE = 0.1
@@ -35,8 +35,9 @@ WARM_UP = 5
 
 
 def longarm_rounds(robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[str, np.ndarray]:
-    """Returns milliseconds of each round: packing on the edge, the call without the forward, the service's own word."""
+    """Returns milliseconds of each round: packing on the edge, the call without the forward, the service's own words."""
     packing, outside, own = [], [], []
+    stages: dict[str, list[float]] = {stage: [] for stage in SERVER_STAGES if stage != "predict"}
     with PolicyClient(f"127.0.0.1:{LONGARM_PORT}", Codec.JPEG, DEFAULT_JPEG_QUALITY) as client:
         session = client.open_session(PolicyChoice(str(checkpoint)), robot.spec, timeout=60)
         for number in range(WARM_UP + rounds):
@@ -44,12 +45,14 @@ def longarm_rounds(robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[s
             packing.append(encoding)
             outside.append(call - INFERENCE)
             own.append(reply.server_total_seconds - reply.server_seconds["predict"])
+            for stage, taken in stages.items():
+                taken.append(reply.server_seconds[stage])
         client.close_session(session)
     return {
         "packing on the robot's side": milliseconds(packing),
         "call - forward": milliseconds(outside),
         "of which the service says": milliseconds(own),
-    }
+    } | {f"of that, {stage}": milliseconds(taken) for stage, taken in stages.items()}
 
 
 def stock_rounds(robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[str, np.ndarray]:
