@@ -119,6 +119,9 @@ def main() -> int:
     parser.add_argument("--links", default=",".join(LINKS), help=f"of {','.join(LINKS)}")
     parser.add_argument("--seconds", type=float, default=12, help="length of each window")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
+    parser.add_argument(
+        "--keep-window", action="store_true", help="set net.ipv4.tcp_slow_start_after_idle=0 on both sides"
+    )
     parser.add_argument("--name", default="latest", help="of the result")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--work", type=Path, default=Path("out/bench"), help="folder of checkpoints and film")
@@ -135,7 +138,7 @@ def main() -> int:
     rows, logs = [], []
     with (
         tempfile.TemporaryDirectory(prefix="longarm-bench-") as directory,
-        make_network() as network,
+        make_network(keep_window=options.keep_window) as network,
         Bench(network, Path(directory), frames, checkpoints, options.seconds) as bench,
     ):
         for cell in cells(parts, links, ssh=ssh_available()):

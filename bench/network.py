@@ -19,7 +19,7 @@ TUN, VETH = "lt0", "lv0"
 ADDRESSES = {TUN: ("10.99.0.1", "10.99.0.2"), VETH: ("10.98.0.1", "10.98.0.2")}
 # What a machine comes with, whatever the one we run on was tuned to
 CONGESTION_CONTROL = "cubic"
-SLOW_START_AFTER_IDLE = "net.ipv4.tcp_slow_start_after_idle=1"
+SLOW_START_AFTER_IDLE = "net.ipv4.tcp_slow_start_after_idle"
 
 
 class NoNamespacesError(Exception):
@@ -76,10 +76,14 @@ class Network(ABC):
     ) -> None: ...
 
 
-def make_network() -> Network:
-    """Returns a network of namespaces if this machine allows it, else one of TCP proxies."""
+def make_network(*, keep_window: bool = False) -> Network:
+    """Returns a network of namespaces if this machine allows it, else one of TCP proxies.
+
+    Args:
+      keep_window: Whether TCP keeps its congestion window through pauses, which is not Linux's default.
+    """
     reason = why_no_namespaces()
-    return Namespaces() if not reason else Proxies(reason)
+    return Namespaces(keep_window=keep_window) if not reason else Proxies(reason)
 
 
 def why_no_namespaces() -> str:
@@ -99,10 +103,11 @@ def why_no_namespaces() -> str:
 class Namespaces(Network):
     """Two namespaces: joined by a veth pair for a link without limits, by TUN and an emulator for any other."""
 
-    kind = "network namespaces, IP packets"
-
-    def __init__(self) -> None:
-        """Makes nothing yet."""
+    def __init__(self, *, keep_window: bool = False) -> None:
+        """Makes nothing yet. See make_network for keep_window."""
+        idle = "off" if keep_window else "on"
+        self.kind = f"network namespaces, IP packets, {CONGESTION_CONTROL}, slow start after idle {idle}"
+        self._keep_window = keep_window
         self.robot, self.service = (f"longarm-{place}-{os.getpid()}" for place in ("robot", "service"))
         self._device = VETH
         self._stack = ExitStack()
@@ -189,7 +194,7 @@ class Namespaces(Network):
                 # By route: not every machine lets a namespace choose for itself
                 network = addresses[0].rpartition(".")[0] + ".0/24"
                 _ip(*f"-n {place} route replace {network} dev {device} congctl {CONGESTION_CONTROL}".split())
-            _ip("netns", "exec", place, "sysctl", "-qw", SLOW_START_AFTER_IDLE)
+            _ip("netns", "exec", place, "sysctl", "-qw", f"{SLOW_START_AFTER_IDLE}={int(not self._keep_window)}")
 
     def _tell(self, command: dict[str, Any]) -> None:
         assert self._emulator is not None, "enter first"

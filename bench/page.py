@@ -21,8 +21,7 @@ from. Both peers are as installed, with their own defaults; LeRobot's server is 
 - **kB per observation**: bytes that left the robot's interface, headers and repeats included, per observation taken.
 - **step at switch**: largest joint's step from the last command of one chunk to the next one's first.
 - **edge CPU**: of one core, of the robot's half, the robot and the tunnel's local process included.
-- TCP is cubic with slow start after idle, Linux's defaults. The SSH tunnel is Longarm's own, and for LeRobot a plain
-  `ssh -N -L`.
+- The SSH tunnel is Longarm's own, and for LeRobot a plain `ssh -N -L`.
 """
 
 

@@ -35,7 +35,9 @@ WARM_UP = 5
 
 
 def longarm_rounds(robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[str, np.ndarray]:
-    """Returns milliseconds of each round: packing on the edge, the call without the forward, the service's own words."""
+    """Returns milliseconds of each round: packing on the edge, the call without the forward, and the service's
+    own word by stage.
+    """
     packing, outside, own = [], [], []
     stages: dict[str, list[float]] = {stage: [] for stage in SERVER_STAGES if stage != "predict"}
     with PolicyClient(f"127.0.0.1:{LONGARM_PORT}", Codec.JPEG, DEFAULT_JPEG_QUALITY) as client:
