@@ -1,7 +1,6 @@
 """One cell of the table: one peer over one link, run and measured."""
 
 import getpass
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 from bench import robot_log
 from bench.links import LinkSpec
 from bench.network import Network
-from bench.peers import Drive, Longarm, Peer, SshEnd, Stock, environment
+from bench.peers import Drive, Longarm, Peer, SshEnd, Stock, environment, free_port
 from bench.processes import Child, cpu_seconds
 
 SERVER_TIMEOUT = 120.0
@@ -28,7 +27,6 @@ OUTAGE_SECONDS = 5.0
 BEFORE_OUTAGE, AFTER_OUTAGE = 4.0, 8.0
 AFTER_RESTART = 12.0
 POLL = 0.02
-SSHD_PORT, LONGARM_PORT, STOCK_PORT = 20222, 20080, 20090
 
 
 class Event(StrEnum):
@@ -117,8 +115,9 @@ class Bench:
         self._checkpoints = checkpoints
         self._seconds = seconds
         self._environment = environment(directory)
-        self._peers: dict[str, Peer] = {Longarm.name: Longarm(LONGARM_PORT), Stock.name: Stock(STOCK_PORT)}
+        self._peers: dict[str, Peer] = {Longarm.name: Longarm(), Stock.name: Stock()}
         self._servers: dict[str, Child] = {}
+        self._sshd_port = free_port()
         self._stack = ExitStack()
         self._runs = 0
 
@@ -156,7 +155,7 @@ class Bench:
         checkpoint = self._checkpoints[cell.policy]
         roots = []
         drive = Drive(host, peer.port if ssh else port, ssh, checkpoint, self._frames, log, cell.flags)
-        local_port = _free_port()
+        local_port = free_port()
         if tunnel := peer.tunnel(drive, local_port):
             child = self._start([*self._network.at_robot(), *tunnel], directory, "tunnel", stack)
             time.sleep(1.0 + 10 * cell.link.rtt)  # plain ssh does not say when it is ready
@@ -206,14 +205,14 @@ class Bench:
     def _start_sshd(self) -> None:
         directory = self._directory / "sshd"
         directory.mkdir()
-        flags = ("sshd", str(directory / "keys"), str(SSHD_PORT), *self._network.service_addresses())
+        flags = ("sshd", str(directory / "keys"), str(self._sshd_port), *self._network.service_addresses())
         command = [*self._network.at_service(), *_python(*flags)]
         sshd = self._start(command, directory, "sshd", self._stack)
         await_that(lambda: "ready" in sshd.log.read_text(), 20, sshd)
 
     def _ssh_end(self, directory: Path) -> SshEnd:
         keys = self._directory / "sshd" / "keys"
-        host, port = self._network.reach(SSHD_PORT)
+        host, port = self._network.reach(self._sshd_port)
         kind, body, *_ = (keys / "host_key.pub").read_text().split()
         known_hosts = directory / "known_hosts"
         known_hosts.write_text(f"[{host}]:{port} {kind} {body}\n")
@@ -268,9 +267,3 @@ def _await_first_action(log: Path, client: Child) -> float | None:
 
 def _sleep_until(instant: float) -> None:
     time.sleep(max(0.0, instant - time.monotonic()))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -88,9 +89,9 @@ class Longarm(Peer):
 
     name = "Longarm"
 
-    def __init__(self, port: int) -> None:
-        """Takes the port of its service; the next one is its metrics'."""
-        self.port = port
+    def __init__(self) -> None:
+        """Takes free ports for its service and its metrics."""
+        self.port, self._metrics_port = free_port(), free_port()
 
     def server(self, directory: Path, checkpoints: list[Path], *, everywhere: bool) -> list[str]:
         """See Peer."""
@@ -99,7 +100,7 @@ class Longarm(Peer):
             "service",
             f"--host={'0.0.0.0' if everywhere else '127.0.0.1'}",
             f"--port={self.port}",
-            f"--metrics_port={self.port + 1}",
+            f"--metrics_port={self._metrics_port}",
             f"--announce={self._announce(directory)}",
             f"--preload={','.join(map(str, checkpoints))}",
         )
@@ -122,7 +123,7 @@ class Longarm(Peer):
                 f"--ssh.known_hosts_file={ssh.known_hosts}",
                 "--ssh.agent=false",
                 f"--ssh.service_port={drive.port}",
-                f"--ssh.metrics_port={drive.port + 1}",
+                f"--ssh.metrics_port={self._metrics_port}",
             ]
         )
         return _launch(
@@ -149,9 +150,9 @@ class Stock(Peer):
 
     name = "LeRobot async"
 
-    def __init__(self, port: int) -> None:
-        """Takes the port of its server."""
-        self.port = port
+    def __init__(self) -> None:
+        """Takes a free port for its server."""
+        self.port = free_port()
 
     def server(self, directory: Path, checkpoints: list[Path], *, everywhere: bool) -> list[str]:  # noqa: ARG002
         """See Peer. It loads what a client asks for, when it asks."""
@@ -203,6 +204,13 @@ def environment(directory: Path) -> dict[str, str]:
 def ssh_available() -> bool:
     """Returns whether there are an SSH client and a server to measure tunnels with."""
     return bool(shutil.which("ssh") and shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin"))
+
+
+def free_port() -> int:
+    """Returns a port on which nothing listens, here or in a new namespace."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _robot(drive: Drive) -> list[str]:

@@ -21,7 +21,7 @@ from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import grpc_channel_options, send_bytes_in_chunks
 
 from bench import config_arm  # noqa: F401 - registers the robot
-from bench.cells import LONGARM_PORT, SERVER_TIMEOUT, STOCK_PORT, await_that
+from bench.cells import SERVER_TIMEOUT, await_that
 from bench.checkpoint import CHUNK_SIZE, HEIGHT, WIDTH, make_checkpoint, make_film
 from bench.configuration_emulated import POLICY_TYPE
 from bench.peers import FPS, Longarm, Peer, Stock, environment
@@ -34,13 +34,13 @@ INFERENCE = 0.1
 WARM_UP = 5
 
 
-def longarm_rounds(robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[str, np.ndarray]:
+def longarm_rounds(port: int, robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[str, np.ndarray]:
     """Returns milliseconds of each round: packing on the edge, the call without the forward, and the service's
     own word by stage.
     """
     packing, outside, own = [], [], []
     stages: dict[str, list[float]] = {stage: [] for stage in SERVER_STAGES if stage != "predict"}
-    with PolicyClient(f"127.0.0.1:{LONGARM_PORT}", Codec.JPEG, DEFAULT_JPEG_QUALITY) as client:
+    with PolicyClient(f"127.0.0.1:{port}", Codec.JPEG, DEFAULT_JPEG_QUALITY) as client:
         session = client.open_session(PolicyChoice(str(checkpoint)), robot.spec, timeout=60)
         for number in range(WARM_UP + rounds):
             reply, encoding, call = client.predict(session, robot.observe(), episode=0, tick=number, timeout=10)
@@ -57,11 +57,11 @@ def longarm_rounds(robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[s
     } | {f"of that, {stage}": milliseconds(taken) for stage, taken in stages.items()}
 
 
-def stock_rounds(robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[str, np.ndarray]:
+def stock_rounds(port: int, robot: LeRobotRobot, checkpoint: Path, rounds: int) -> dict[str, np.ndarray]:
     """Returns milliseconds of each round: pickling on the client, both calls without the forward."""
     packing, outside = [], []
     features = map_robot_keys_to_lerobot_features(robot.lerobot)
-    with grpc.insecure_channel(f"127.0.0.1:{STOCK_PORT}", grpc_channel_options()) as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{port}", grpc_channel_options()) as channel:
         stub = services_pb2_grpc.AsyncInferenceStub(channel)
         stub.Ready(services_pb2.Empty())
         policy = RemotePolicyConfig(POLICY_TYPE, str(checkpoint), features, CHUNK_SIZE)
@@ -100,9 +100,9 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work.resolve()
     film, checkpoint = make_film(work / "film.npy"), make_checkpoint(work / "emulated", INFERENCE)
-    measures: list[tuple[Peer, Callable[[LeRobotRobot, Path, int], dict[str, np.ndarray]]]] = [
-        (Longarm(LONGARM_PORT), longarm_rounds),
-        (Stock(STOCK_PORT), stock_rounds),
+    measures: list[tuple[Peer, Callable[[int, LeRobotRobot, Path, int], dict[str, np.ndarray]]]] = [
+        (Longarm(), longarm_rounds),
+        (Stock(), stock_rounds),
     ]
     lines = ["| peer | what | p50, ms | p95, ms |", "| --- | --- | ---: | ---: |"]
     with tempfile.TemporaryDirectory(prefix="longarm-bench-") as scratch:
@@ -111,7 +111,7 @@ def main() -> None:
         for peer, measure in measures:
             server = serving(peer, Path(scratch) / peer.name.replace(" ", "-"), checkpoint)
             try:
-                for what, values in measure(robot, checkpoint, options.rounds).items():
+                for what, values in measure(peer.port, robot, checkpoint, options.rounds).items():
                     middle, high = np.quantile(values, (0.5, 0.95))
                     lines.append(f"| {peer.name} | {what} | {middle:.2f} | {high:.2f} |")
             finally:
