@@ -34,7 +34,7 @@ class Event(StrEnum):
 
     NONE = ""
     SILENCE = "link silent for 5 s"
-    RESTART = "server killed, back after 5 s"
+    RESTART = "server killed, started again after 5 s"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from bench.cells import Event
 from bench.peers import FPS
 from bench.report import BAR_FACTOR, COLUMNS, OUTAGE_COLUMNS, Row, markdown, ratios
 
+HEAD = """\
+Made by `make bench`. Do not edit. Beside it, each by a command of its own:
+[what a server adds to its policy](service.md) and [what JPEG costs and does to actions](codec.md)."""
 MOST_LATE_MS = 2.0
 LEAST_BYTES_FACTOR = 20
 NOTES = f"""\
@@ -20,6 +23,8 @@ from. Both peers are as installed, with their own defaults; LeRobot's server is 
 - **floor**: RTT + this peer's own bytes / rate + inference. No peer can be faster; a command waits up to a tick on top.
 - **kB per observation**: bytes that left the robot's interface, headers and repeats included, per observation taken.
 - **step at switch**: largest joint's step from the last command of one chunk to the next one's first.
+- **Outages**: times in the last two columns count from the link's return, or from when the server listens again. Its
+  start takes some seconds, in grey in the picture.
 - **edge CPU**: of one core, of the robot's half, the robot and the tunnel's local process included.
 - The SSH tunnel is Longarm's own, and for LeRobot a plain `ssh -N -L`.
 """
@@ -30,7 +35,7 @@ def write_page(file: Path, about: dict[str, str], rows: list[Row], pictures: lis
     plain = [row for row in rows if row.cell.event is Event.NONE and row.cell.policy == "emulated"]
     sections = [
         "# Longarm and LeRobot's async inference over the same links",
-        "Made by `make bench`. Do not edit.",
+        HEAD,
         "\n".join(f"- {key}: {value}" for key, value in about.items()),
         *_section("## What the robot got", markdown([row for row in plain if not row.cell.variant], COLUMNS)),
         *_section("## Longarm over LeRobot", ratios(rows)),
