@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PROTO := wire/src/longarm/policy/v1/policy_service.proto
 SOURCES := wire/src service/src edge/src sim/src tests scripts/*.py
 
-.PHONY: help demo demo-ssh test lint types proto format setup images clean
+.PHONY: help demo demo-ssh test bench lint types proto format setup images clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -19,6 +19,9 @@ demo-ssh: $(READY)  ## The same through a private sshd and the tunnel
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(READY)  ## Measure against LeRobot's own async pair, 13 min (BENCH_ARGS="--links 40/10 --seconds 10")
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

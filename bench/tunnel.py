@@ -58,7 +58,7 @@ def serve(to_parent: Connection) -> None:
     checks = health.HealthServicer()
     checks.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: REPLY)  # noqa: ARG005
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(lambda request, context: REPLY)  # noqa: ARG005
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Echo": handler}),))
     to_parent.send(server.add_insecure_port("127.0.0.1:0"))
     server.start()
@@ -99,7 +99,7 @@ def measure(name: str, address: str, ours: list[int], theirs: list[int], rounds:
       seconds: Length of the 30 Hz run.
     """
     with grpc.insecure_channel(address, options=LIMIT) as channel:
-        echo = channel.unary_unary("/bench.Echo/Echo")
+        echo: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/bench.Echo/Echo")
 
         def round_trips(size: int, count: int) -> list[float]:
             request, taken = bytes(size), []
@@ -181,7 +181,7 @@ def main() -> None:
                 theirs = sshd.process_ids()
                 ours = [pid for pid in descendants(os.getpid()) if pid not in others and pid not in theirs]
                 rows.append(measure(backend, tunnel.address, ours, theirs, options.rounds, options.seconds))
-    print(table(rows))  # noqa: T201
+    print(table(rows))
 
 
 if __name__ == "__main__":
