@@ -162,6 +162,22 @@ def test_a_key_that_others_can_read_is_refused_with_the_fix(
     assert f"{fix} /k/key" in done.stderr if fix else not done.stderr
 
 
+def test_a_policy_that_the_service_may_not_read_is_refused_with_the_fix(server_image: str) -> None:
+    """LeRobot saves weights for their owner alone, who is somebody else in the container."""
+    volume = f"longarm-test-{os.getpid()}-policy"
+    try:
+        script = "cd /policies; echo '{}' >config.json; install -m 600 /dev/null model.safetensors"
+        options = ["run", "--rm", "--user", "0", "-v", f"{volume}:/policies", "--entrypoint", "sh"]
+        docker(*options, server_image, "-ec", script)
+        mounted = ["-v", f"{volume}:/policies:ro", "-e", "LONGARM_SERVICE_PRELOAD=/policies"]
+        done = run(server_image, options=[*mounted, "-e", "HF_HUB_OFFLINE=1"])
+    finally:
+        docker("volume", "rm", "-f", volume)
+    assert done.returncode == exit_codes.CANNOT_START, done.stderr
+    assert "chmod -R a+rX /policies" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_health_check_fails_where_nothing_answers(image: str) -> None:
     config = json.loads(docker("image", "inspect", image).stdout)[0]["Config"]
     kind, *command = config["Healthcheck"]["Test"]

@@ -60,6 +60,16 @@ def test_a_small_file_is_read_once_and_whole(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
+def test_weights_that_may_not_be_read_are_not_called_missing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeRobot saves weights with mode 600, so a policy mounted into a container is often another user's."""
+    weights = directory / "model.safetensors"
+    # Whoever runs the tests may be root, who may read everything
+    monkeypatch.setattr("os.access", lambda path, _: path != weights)
+    with pytest.raises(WireError, match=f"{weights}.*chmod -R a\\+rX {directory}$") as caught:
+        checkpoint.find(str(directory), "", lambda _: None)
+    assert caught.value.reason is Reason.POLICY_LOAD_FAILED
+
+
 def test_the_hub_is_not_asked_for_what_cannot_be_there() -> None:
     with pytest.raises(WireError, match="no directory '/nowhere'") as caught:
         checkpoint.find("/nowhere", "", lambda _: None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def find(name: str, revision: str, report: Report) -> Checkpoint:
     else:
         directory = _fetch(name, revision, report)
         commit = directory.name
+    _check_readable(directory, name)
     return Checkpoint(
         name, directory, commit, _read_json(directory, CONFIG, name), _read_json(directory, PREPROCESSOR, name)
     )
@@ -93,6 +95,17 @@ def digest(directory: Path) -> str:
             file.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
             total.update(file.read(SAMPLE_BYTES))
     return total.hexdigest()
+
+
+def _check_readable(directory: Path, name: str) -> None:
+    """Raises where safetensors would call a file missing that it may not read."""
+    for path in [directory, *directory.glob("*.json"), *directory.glob("*.safetensors")]:
+        if not os.access(path, os.R_OK):
+            raise WireError(
+                Reason.POLICY_LOAD_FAILED,
+                f"The checkpoint {name!r} cannot be read by the service, which runs as user {os.getuid()}: {path}. "
+                f"LeRobot saves weights for their owner alone. Run chmod -R a+rX {directory}",
+            )
 
 
 def _read_json(directory: Path, file: str, name: str) -> dict[str, Any]:
