@@ -16,6 +16,8 @@ from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 
 FAR_COMMANDS = ("status", "logs", "stop", "restart", "down")
+# Flags that name a group stand for its first setting
+SHORT = {"--record": "--record.dir"}
 UP_WITHOUT_ROBOT = """\
 The service is ready. To drive a robot, add LeRobot's own flags: --robot.type=… --robot.port=…
 `longarm-edge status`, `logs -f`, `stop`, `restart` and `down` with the same machine look after it."""
@@ -98,6 +100,7 @@ def _main(arguments: list[str]) -> int:
     as_json = name == "doctor" and "--json" in others
     if as_json:
         others.remove("--json")
+    others = [_unabbreviated(argument) for argument in others]
     try:
         far = understand(others) if name in ("up", *FAR_COMMANDS) else Arguments(tuple(others))
         settings = EdgeSettings.load(far.flags, program=f"longarm-edge {name}")
@@ -127,6 +130,12 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             robot_flags.append(f"{argument}={next(rest, '')}")
     return robot_flags, others
+
+
+def _unabbreviated(argument: str) -> str:
+    """Returns argument with the name of the setting in full where there is a shorter one."""
+    name, equals, value = argument.partition("=")
+    return f"{SHORT.get(name, name)}{equals}{value}"
 
 
 def _run(it: Invocation) -> int:

@@ -19,9 +19,11 @@ from longarm_edge.guard import Guard, RejectedChunkError
 from longarm_edge.link import HEALTHY, Link, LinkState
 from longarm_edge.metrics import EdgeMetrics
 from longarm_edge.observation_filter import ObservationFilter
+from longarm_edge.observer import Observer, SharedView
 from longarm_edge.planner import PAUSE_CAP, Planner
 from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.priority import ahead_of_others
+from longarm_edge.recorder import START_SECONDS, Recorder
 from longarm_edge.replan import Replanner
 from longarm_edge.report import Summary, draw, render, summarize
 from longarm_edge.robot import Robot
@@ -98,6 +100,9 @@ class Run:
             drops=lambda: self.queue.drops,
         )
         self._planner: Planner | None = None
+        self._recorder = Recorder(settings, spec, self.trace) if settings.record.dir is not None else None
+        self._sinks = [self._recorder] if self._recorder is not None else []
+        self._recording_problem: str | None = None
         self.tunnel = self._make_tunnel()
         try:
             self.endpoint = HttpEndpoint(
@@ -130,6 +135,8 @@ class Run:
                 reason, code = f"{type(error).__name__}: {error}", exit_codes.FAILED
             # Whoever presses Ctrl-C now still gets the summary
             signals.patience = signals.count + 1
+        if self._recording_problem is not None and code == exit_codes.DONE:
+            reason, code = self._recording_problem, exit_codes.FAILED
         return RunResult(code, reason, summarize(self.trace, self.queue.drops, self.settings.fps))
 
     def link_state(self) -> LinkState:
@@ -153,6 +160,7 @@ class Run:
     def _run(self, signals: Signals, stack: ExitStack) -> str:
         settings = self.settings
         stack.enter_context(self.endpoint)
+        self._start_sinks(stack)
         address = self._open_tunnel(stack)
         client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
         stack.callback(client.close)
@@ -165,13 +173,20 @@ class Run:
             ", ".join(f"{c.name} {c.width}x{c.height}" for c in session.cameras) or "none",
         )
         signal = TickSignal()
-        planner = self._planner = self._make_planner(client, session, signal)
+        view = SharedView(self.robot, self.clock, settings.fps, lambda: self.queue.next_tick)
+        observer = Observer(view, self.clock, self._sinks, self._latency) if self._sinks else None
+        planner = self._planner = self._make_planner(client, session, signal, view if observer else self.robot)
         arm = _Arm(self.robot, settings, self.clock, signals)
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
+        if observer is not None:
+            stack.callback(observer.close)
         stack.callback(arm.leave)
         stack.callback(planner.stop)
+        if observer is not None:
+            stack.callback(observer.stop)
         signals.check()
+        self._await_sinks(signals)
         arm.connect()
         try:
             planner.warm_up()
@@ -190,6 +205,8 @@ class Run:
             stop_reason=lambda now: self._stop_reason(now, signals),
         )
         arm.loop = loop
+        if observer is not None:
+            loop.executed = observer.executed
         planner.start()
         while not planner.first_chunk.wait(0.05):
             signals.check()
@@ -202,6 +219,8 @@ class Run:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_INTERVAL)
         signals.patience = 1
+        if observer is not None:
+            observer.start()
         max_ticks = round(settings.duration * settings.fps) if settings.duration else None
         with terminal.StatusLine(self.console, self._status), ahead_of_others() as priority:
             logger.debug("control loop: %s", priority)
@@ -254,10 +273,30 @@ class Run:
         choice = PolicyChoice.from_settings(settings)
         return client.open_session(choice, self.robot.spec, timeout=settings.load_timeout, on_progress=on_progress)
 
-    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal) -> Planner:
+    def _start_sinks(self, stack: ExitStack) -> None:
+        """Starts who records, long before it is needed: its process has LeRobot to import."""
+        if self._recorder is not None:
+            self._recorder.start()
+            stack.callback(self._close_recorder, self._recorder)
+
+    def _await_sinks(self, signals: Signals) -> None:
+        """Returns when who records is ready: before the robot is touched."""
+        give_up_at = self.clock.now() + START_SECONDS
+        while self._recorder is not None and not self._recorder.is_ready(0.05):
+            signals.check()
+            if self.clock.now() > give_up_at:
+                raise RunFailedError(f"The recorder was not ready after {START_SECONDS:g} s")
+
+    def _close_recorder(self, recorder: Recorder) -> None:
+        self._recording_problem = recorder.close()
+
+    def _latency(self) -> float | None:
+        return self.trace.requests[-1].latency if self.trace.requests else None
+
+    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal, robot: Robot) -> Planner:
         settings = self.settings
         return Planner(
-            robot=self.robot,
+            robot=robot,
             client=client,
             session=session,
             reopen=lambda: self._open(client, lambda _: None),
