@@ -1,6 +1,8 @@
 """A recorded run against a real service: the dataset that LeRobot reads holds what the arm saw and was sent."""
 
+import importlib.util
 import os
+import re
 import signal
 import urllib.request
 
@@ -177,7 +179,26 @@ def test_a_dataset_of_another_robot_is_refused_before_the_robot_is_touched(edge,
 
 
 def test_a_disk_that_is_nearly_full_is_refused_before_the_robot_is_touched(edge, arm, tmp_path) -> None:
-    with pytest.raises(ConfigurationError, match=r"record\.min_free_mb"):
-        edge(record=RecordSettings(dir=tmp_path / "episodes", min_free_mb=1e12)).go()
+    with pytest.raises(ConfigurationError, match=r"fewer than record\.min_free_mb"):
+        edge(record=RecordSettings(dir=tmp_path / "episodes", min_free_mb=1e12))
     assert not arm.commands
     assert not (tmp_path / "episodes").exists()
+
+
+def test_a_rate_that_no_dataset_has_is_refused(edge, tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match=r"whole frames per second.*29\.97"):
+        edge(fps=29.97, record=settings(tmp_path / "episodes"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "absent", "command"),
+    [
+        ({"record": RecordSettings(dir="somewhere")}, "datasets", "pip install 'longarm-edge[record]'"),
+        ({"display": "run.rrd"}, "rerun", "pip install 'longarm-edge[display]'"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_command(edge, monkeypatch, setting, absent: str, command: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == absent else find(name))
+    with pytest.raises(ConfigurationError, match=re.escape(command)):
+        edge(**setting)

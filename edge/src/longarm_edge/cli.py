@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from rich.console import Console
 
@@ -16,8 +17,6 @@ from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 
 FAR_COMMANDS = ("status", "logs", "stop", "restart", "down")
-# Flags that name a group stand for its first setting
-SHORT = {"--record": "--record.dir"}
 UP_WITHOUT_ROBOT = """\
 The service is ready. To drive a robot, add LeRobot's own flags: --robot.type=… --robot.port=…
 `longarm-edge status`, `logs -f`, `stop`, `restart` and `down` with the same machine look after it."""
@@ -100,7 +99,7 @@ def _main(arguments: list[str]) -> int:
     as_json = name == "doctor" and "--json" in others
     if as_json:
         others.remove("--json")
-    others = [_unabbreviated(argument) for argument in others]
+    others = _unabbreviated(others)
     try:
         far = understand(others) if name in ("up", *FAR_COMMANDS) else Arguments(tuple(others))
         settings = EdgeSettings.load(far.flags, program=f"longarm-edge {name}")
@@ -132,10 +131,15 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return robot_flags, others
 
 
-def _unabbreviated(argument: str) -> str:
-    """Returns argument with the name of the setting in full where there is a shorter one."""
-    name, equals, value = argument.partition("=")
-    return f"{SHORT.get(name, name)}{equals}{value}"
+def _unabbreviated(arguments: Sequence[str]) -> list[str]:
+    """Returns arguments with what may be left out: --record DIR for --record.dir, --display for --display=spawn."""
+    full = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        name, equals, value = argument.partition("=")
+        if argument == "--display" and following.startswith("--"):
+            equals, value = "=", "spawn"
+        full.append(f"{'--record.dir' if name == '--record' else name}{equals}{value}")
+    return full
 
 
 def _run(it: Invocation) -> int:

@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Ticks that the observer may lie behind; at 30 ticks a second, half a second
 MAX_BACKLOG = 15
-# How many captures tell how long one takes, and which share of them must have been shorter than what is expected
+# How many captures tell how long one usually takes
 CAPTURES_KEPT = 20
-CAPTURE_QUANTILE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +115,9 @@ class SharedView:
         return last.reading
 
     def expected_seconds(self) -> float:
-        """Returns how long a capture takes by experience; 0 without any."""
+        """Returns how long a capture usually takes, the planner's counted too; 0 without any."""
         seconds = list(self._seconds)
-        return float(np.quantile(seconds, CAPTURE_QUANTILE)) if seconds else 0.0
+        return float(np.median(seconds)) if seconds else 0.0
 
     def connect(self) -> None:
         """Connects to the hardware, as the robot does."""
@@ -181,6 +180,7 @@ class Observer:
         self._capture()
         while (executed := self._notes.get()) is not None:
             self._offer(Frame(executed, self._view.seen_before(executed), self._latency()))
+            # A capture that usually reaches into the next tick would delay it on a robot that serves one call at a time
             if self._notes.empty() and self._clock.now() + self._view.expected_seconds() < executed.next_due:
                 self._capture()
 

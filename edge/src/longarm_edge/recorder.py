@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import shutil
 from typing import Any
 
 from longarm_edge.frame_pipe import FramePipe, FramePipeError
@@ -99,6 +100,11 @@ def _job(settings: EdgeSettings, spec: RobotSpec) -> dict[str, Any]:
         raise ConfigurationError(
             [f"--record: {root} exists. Name a new directory, or add an episode to it with --record.resume"]
         )
+    ancestor = next(path for path in (root, *root.parents) if path.exists())
+    free_mb = shutil.disk_usage(ancestor).free / 1e6
+    if free_mb < record.min_free_mb:
+        wanted = f"record.min_free_mb={record.min_free_mb:g}"
+        raise ConfigurationError([f"--record: the disk of {root} has {free_mb:.0f} MB left, fewer than {wanted}"])
     return {
         "root": str(root),
         "repo_id": record.repo_id or f"local/{root.name}",

@@ -15,6 +15,7 @@ from longarm_edge import console as terminal
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
 from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
+from longarm_edge.display import Display
 from longarm_edge.guard import Guard, RejectedChunkError
 from longarm_edge.link import HEALTHY, Link, LinkState
 from longarm_edge.metrics import EdgeMetrics
@@ -101,7 +102,8 @@ class Run:
         )
         self._planner: Planner | None = None
         self._recorder = Recorder(settings, spec, self.trace) if settings.record.dir is not None else None
-        self._sinks = [self._recorder] if self._recorder is not None else []
+        display = Display(settings.display, spec) if settings.display else None
+        self._sinks = [sink for sink in (self._recorder, display) if sink is not None]
         self._recording_problem: str | None = None
         self.tunnel = self._make_tunnel()
         try:
@@ -274,21 +276,23 @@ class Run:
         return client.open_session(choice, self.robot.spec, timeout=settings.load_timeout, on_progress=on_progress)
 
     def _start_sinks(self, stack: ExitStack) -> None:
-        """Starts who records, long before it is needed: its process has LeRobot to import."""
-        if self._recorder is not None:
-            self._recorder.start()
-            stack.callback(self._close_recorder, self._recorder)
+        """Starts who records and displays, long before it is needed: their processes have much to import."""
+        for sink in self._sinks:
+            sink.start()
+            stack.callback(self._close_sink, sink)
 
     def _await_sinks(self, signals: Signals) -> None:
-        """Returns when who records is ready: before the robot is touched."""
+        """Returns when who records and displays is ready: before the robot is touched."""
         give_up_at = self.clock.now() + START_SECONDS
-        while self._recorder is not None and not self._recorder.is_ready(0.05):
+        while not all(sink.is_ready(0.05) for sink in self._sinks):
             signals.check()
             if self.clock.now() > give_up_at:
-                raise RunFailedError(f"The recorder was not ready after {START_SECONDS:g} s")
+                raise RunFailedError(f"Recording or display were not ready after {START_SECONDS:g} s")
 
-    def _close_recorder(self, recorder: Recorder) -> None:
-        self._recording_problem = recorder.close()
+    def _close_sink(self, sink: Recorder | Display) -> None:
+        problem = sink.close()
+        if sink is self._recorder:  # a picture that failed is no reason to fail
+            self._recording_problem = problem
 
     def _latency(self) -> float | None:
         return self.trace.requests[-1].latency if self.trace.requests else None

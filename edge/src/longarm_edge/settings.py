@@ -149,6 +149,9 @@ class EdgeSettings(ProcessSettings):
     ssh: SshSettings = SshSettings()
     far: FarSettings = FarSettings()
     record: RecordSettings = RecordSettings()
+    display: str = ""
+    """Show the run live in Rerun: spawn opens a viewer here (--display for short), HOST:PORT takes one that is open
+    (rerun's default port is 9876), FILE.rrd writes a file for it. Empty: no display."""
 
     metrics_host: str = "127.0.0.1"
     """Address of /metrics and /healthz."""
