@@ -2,21 +2,21 @@
 
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("rerun")
+import rerun_cli
 
 from longarm_edge.metrics import Tick
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
+from tests.e2e.conftest import until
 
 pytestmark = pytest.mark.timeout(120)
 
-RERUN = Path(sys.executable).with_name("rerun")
+# The program itself: the command of that name is a wrapper, which would leave it behind when it is stopped
+RERUN = Path(rerun_cli.__file__).with_name("rerun")
 
 
 def printed(path: Path) -> str:
@@ -37,8 +37,7 @@ def test_a_file_shows_the_run(edge, arm, tmp_path) -> None:
         "/queue/depth",
         "/delay/latency",
     ):
-        assert entity.replace(".", "\\.") in text, entity
-    print(text[:6000])
+        assert entity in text, entity
 
 
 def test_a_viewer_elsewhere_gets_the_run(edge, tmp_path) -> None:
@@ -85,7 +84,7 @@ def test_what_is_no_display_is_refused(edge) -> None:
 
 def test_a_display_that_dies_costs_the_picture_and_nothing_else(edge, arm, tmp_path) -> None:
     def kill(run) -> None:
-        time.sleep(0.5)
+        until(lambda: run.trace.tick_counts[Tick.ACTION] > 10, "the arm moves")
         (display,) = run._sinks
         display._pipe._process.kill()
 

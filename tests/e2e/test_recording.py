@@ -8,9 +8,6 @@ import urllib.request
 
 import numpy as np
 import pytest
-
-pytest.importorskip("datasets")
-
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from longarm_edge.metrics import Recorded, Tick

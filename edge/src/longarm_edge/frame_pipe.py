@@ -46,6 +46,7 @@ class FramePipe:
           on_written: Told how many more frames the process has dealt with.
         """
         self._module = module
+        self._command = [sys.executable, "-m", module]
         self._job = job
         self._on_written = on_written
         self._frames: queue.Queue[Frame | None] = queue.Queue(capacity)
@@ -66,7 +67,7 @@ class FramePipe:
         """Starts the process and returns at once."""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # the listener closes it
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", self._module],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
