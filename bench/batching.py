@@ -66,9 +66,7 @@ def service(folder: Path, device: str, max_batch_size: int, batch_window: float)
         "log_level": "warning",
     }
     command = [sys.executable, "-m", "longarm_service", "run", *(f"--{k}={v}" for k, v in flags.items())]
-    process = subprocess.Popen(  # noqa: S603 - our own
-        command, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:
         give_up_at = time.monotonic() + START_SECONDS
         while not announce.exists():
@@ -140,7 +138,7 @@ def measure(address: str, metrics: str, checkpoint: str, robots: int, seconds: f
 
 def forwards(metrics: str) -> tuple[float, float]:
     """Returns the forward passes so far, and the observations in them."""
-    with urllib.request.urlopen(metrics) as answer:  # noqa: S310 - our own service
+    with urllib.request.urlopen(metrics) as answer:
         lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
     name = "longarm_service_batch_size"
     return float(lines[f"{name}_count"]), float(lines[f"{name}_sum"])

@@ -21,9 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from bench.smolvla_checkpoint import JOINTS, make_smolvla
 from lerobot.policies.common.flow_matching import euler_integrate
 
+from bench.smolvla_checkpoint import JOINTS, make_smolvla
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
 from longarm_edge.rtc import RealTimeChunking
 from longarm_service.lerobot_loader import LerobotLoader
@@ -86,7 +86,8 @@ def steps_at_switches(
     processors = policy.open_processors()
     black = {key: np.zeros((*size, 3), np.uint8) for key, size in policy.spec.cameras.items()}
     pose = np.zeros(len(JOINTS), np.float32)
-    at_switch, between = [], []
+    at_switch: list[float] = []
+    between: list[float] = []
     in_flight: tuple[int, ActionChunk] | None = None
     sequence = last_sequence = 0
     for tick in range(ticks):

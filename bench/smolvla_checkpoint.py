@@ -93,12 +93,12 @@ def make_smolvla(
 
 def _save_base(directory: Path, image_size: int, hidden_size: int, layers: int) -> Path:
     vocabulary = {word: number for number, word in enumerate(("<pad>", "<unk>", *IMAGE_TOKENS, *WORDS))}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - no password
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
-        pad_token="<pad>",  # noqa: S106
-        unk_token="<unk>",  # noqa: S106
+        pad_token="<pad>",
+        unk_token="<unk>",
         extra_special_tokens=dict(
             zip(("image_token", "fake_image_token", "global_image_token"), IMAGE_TOKENS, strict=True)
         ),

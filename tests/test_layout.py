@@ -55,6 +55,7 @@ DISTRIBUTIONS = {
     "prometheus_client": "prometheus-client",
     "pydantic_core": "pydantic",
     "pydantic_settings": "pydantic-settings",
+    "rerun": "rerun-sdk",
     "yaml": "pyyaml",
 }
 # What comes with a dependency and has to be the version that this one wants: LeRobot's own stack
@@ -180,9 +181,11 @@ def test_a_good_module_is_left_alone(package: str, file_name: str, source: str) 
 
 
 def declared(folder: str) -> set[str]:
-    """Returns the distributions that folder's dependencies give, through longarm-wire too: it is pinned exactly."""
+    """Returns the distributions that folder's dependencies and extras give, through longarm-wire too: it is pinned."""
     project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0].lower() for line in project["dependencies"]}
+    extras = project.get("optional-dependencies", {}).values()
+    lines = [line for lines in (project["dependencies"], *extras) for line in lines]
+    names = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0].lower() for line in lines}
     if f"longarm-wire=={project['version']}" in project["dependencies"]:
         names |= declared("wire")
     return names.union(*(BROUGHT_ALONG.get(name, set()) for name in names), {project["name"]})

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from bench.rtc import load, steps_at_switches
 
 

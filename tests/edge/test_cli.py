@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from longarm_edge import cli
 from longarm_wire import exit_codes
 
 
@@ -100,3 +101,18 @@ def test_yaml_configures_a_robot_too(tmp_path: Path) -> None:
     done = longarm_edge("check-config", cwd=tmp_path, LONGARM_EDGE_ROBOT="{type: longarm_sim, id: left}")
     assert done.returncode == exit_codes.DONE, done.stderr
     assert "id='left'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "full"),
+    [
+        (["--record", "out"], ["--record.dir", "out"]),
+        (["--record=out", "--record.resume"], ["--record.dir=out", "--record.resume"]),
+        (["--display"], ["--display=spawn"]),
+        (["--display", "--fps=10"], ["--display=spawn", "--fps=10"]),
+        (["--display", "run.rrd"], ["--display", "run.rrd"]),
+        (["--display=run.rrd"], ["--display=run.rrd"]),
+    ],
+)
+def test_record_and_display_have_short_forms(given: list[str], full: list[str]) -> None:
+    assert cli._unabbreviated(given) == full

@@ -4,6 +4,7 @@ import faulthandler
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from rich.console import Console
 
@@ -104,6 +105,7 @@ def _main(arguments: list[str]) -> int:
     as_json = name == "doctor" and "--json" in others
     if as_json:
         others.remove("--json")
+    others = _unabbreviated(others)
     try:
         far = understand(others) if name in ("up", *FAR_COMMANDS) else Arguments(tuple(others))
         settings = EdgeSettings.load(far.flags, program=f"longarm-edge {name}")
@@ -133,6 +135,17 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             robot_flags.append(f"{argument}={next(rest, '')}")
     return robot_flags, others
+
+
+def _unabbreviated(arguments: Sequence[str]) -> list[str]:
+    """Returns arguments with what may be left out: --record DIR for --record.dir, --display for --display=spawn."""
+    full = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        name, equals, value = argument.partition("=")
+        if argument == "--display" and following.startswith("--"):
+            equals, value = "=", "spawn"
+        full.append(f"{'--record.dir' if name == '--record' else name}{equals}{value}")
+    return full
 
 
 def _run(it: Invocation) -> int:

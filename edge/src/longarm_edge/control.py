@@ -10,6 +10,7 @@ import numpy as np
 from longarm_edge.action_queue import ActionQueue
 from longarm_edge.guard import Guard
 from longarm_edge.metrics import Tick
+from longarm_edge.observer import Executed
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock, Schedule
 from longarm_edge.settings import IdleRule
@@ -34,6 +35,7 @@ class ControlLoop:
       after_tick: Called when a tick's command is out and the rest of the period is free.
       stop_reason: Returns why to stop, or None to go on. Called once a tick.
       moved: Whether any command went out.
+      executed: Told what each tick did. Must not block.
     """
 
     robot: Robot
@@ -47,6 +49,7 @@ class ControlLoop:
     after_tick: Callable[[], None]
     stop_reason: Callable[[float], str | None]
     moved: bool = False
+    executed: Callable[[Executed], None] = lambda _: None
 
     def run(self, max_ticks: int | None = None) -> str:
         """Runs ticks from 0 until there is a reason to stop, which it returns.
@@ -60,25 +63,27 @@ class ControlLoop:
             self.clock.sleep_until(schedule.due(tick))
             if reason := self.stop_reason(self.clock.now()):
                 return reason
-            outcome, age = self._execute(tick)
+            outcome, age, chunk = self._execute(tick)
             sent_at = self.clock.now()
             following = schedule.after(tick, sent_at)
             lateness = max(0.0, sent_at - schedule.due(tick))
             record = TickRecord(tick, sent_at, lateness, outcome, self.queue.depth(), age)
             self.trace.tick(record, skipped=following - tick - 1)
+            self.executed(Executed(tick, sent_at, schedule.due(following), self.last_command, chunk, age, record.depth))
             self.after_tick()
             tick = following
         return "the duration is over"
 
-    def _execute(self, tick: int) -> tuple[Tick, float | None]:
+    def _execute(self, tick: int) -> tuple[Tick, float | None, int | None]:
+        """Returns how the tick ended, and the age and the chunk of its action."""
         now = self.clock.now()
         action, expired = self.queue.take(tick, now)
         if action is None:
             self._idle()
-            return (Tick.STALE if expired else Tick.IDLE), None
+            return (Tick.STALE if expired else Tick.IDLE), None, None
         command, clamped = self.guard.clamp(action.values, self.last_command)
         self._send(command)
-        return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at
+        return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at, action.sequence
 
     def _idle(self) -> None:
         if self.when_idle is IdleRule.ZERO:

@@ -68,6 +68,14 @@ class Tick(StrEnum):
     """The loop came more than a period late and gave the tick up."""
 
 
+class Recorded(StrEnum):
+    """What became of a tick's frame in a run that is recorded."""
+
+    WRITTEN = "written"
+    DROPPED = "dropped"
+    """No observation was there in time, or the recorder did not keep up."""
+
+
 class Reconnect(StrEnum):
     """Why a session was opened anew."""
 
@@ -133,6 +141,9 @@ class EdgeMetrics:
         self.reconnects = counter("reconnects_total", "Sessions opened anew, by reason.", "reason", Reconnect)
         self.sent_bytes = counter("sent_bytes_total", "Bytes of requests to the service.")
         self.received_bytes = counter("received_bytes_total", "Bytes of replies from the service.")
+        self.recording_frames = counter(
+            "recording_frames_total", "Frames of the recording by what became of them.", "outcome", Recorded
+        )
         Info(f"{prefix}_build", "What runs.", registry=registry).info({"version": __version__})
 
     def watch(

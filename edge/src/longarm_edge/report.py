@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from longarm_edge.action_queue import Drop
-from longarm_edge.metrics import Observation, Stage, Tick
+from longarm_edge.metrics import Observation, Recorded, Stage, Tick
 from longarm_edge.trace import RequestRecord, TickRecord, Trace
 
 # A tick whose command goes out later than this is counted as late
@@ -51,6 +51,7 @@ class Summary:
       reconnects: Sessions opened anew and connections found again.
       sent_bytes: To the service.
       received_bytes: From the service.
+      recorded: Frames of the recording by what became of them; all 0 without one.
     """
 
     seconds: float
@@ -66,6 +67,7 @@ class Summary:
     reconnects: int
     sent_bytes: int
     received_bytes: int
+    recorded: Mapping[Recorded, int]
 
 
 def summarize(trace: Trace, drops: Mapping[Drop, int], fps: float) -> Summary:
@@ -88,6 +90,7 @@ def summarize(trace: Trace, drops: Mapping[Drop, int], fps: float) -> Summary:
         reconnects=trace.reconnect_counts.total(),
         sent_bytes=trace.sent_bytes,
         received_bytes=trace.received_bytes,
+        recorded={outcome: trace.recorded_counts[outcome] for outcome in Recorded},
     )
 
 
@@ -104,6 +107,7 @@ def render(summary: Summary) -> str:
         f"traffic       {summary.sent_bytes / 1e3:.0f} kB sent, {summary.received_bytes / 1e3:.0f} kB received"
         + (f" ({summary.sent_bytes / 1e3 / answered:.0f} kB per observation)" if answered else ""),
         f"reconnects    {summary.reconnects}",
+        *([f"recording     {_counts(summary.recorded)}"] if any(summary.recorded.values()) else []),
         "",
         f"{'ms':<22}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}",
         _row("tick lateness", summary.lateness),
@@ -158,7 +162,9 @@ def draw(trace: Trace, fps: float, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _counts(counts: Mapping[Tick, int] | Mapping[Observation, int] | Mapping[Drop, int]) -> str:
+def _counts(
+    counts: Mapping[Tick, int] | Mapping[Observation, int] | Mapping[Drop, int] | Mapping[Recorded, int],
+) -> str:
     return ", ".join(f"{count} {name.value}" for name, count in counts.items() if count) or "none"
 
 

@@ -21,6 +21,7 @@ from longarm_edge.guard import Guard, RejectedChunkError
 from longarm_edge.link import HEALTHY, Link, LinkState
 from longarm_edge.metrics import EdgeMetrics
 from longarm_edge.observation_filter import ObservationFilter
+from longarm_edge.observer import Observer, SharedView
 from longarm_edge.planner import PAUSE_CAP, Planner
 from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.priority import ahead_of_others
@@ -36,6 +37,7 @@ from longarm_edge.trace import Trace
 from longarm_edge.tunnel import Event, PermanentTunnelError, State, StateChanged, Tunnel, TunnelError
 from longarm_edge.tunnel.metrics import TunnelMetrics
 from longarm_edge.tunnel.terminal import asker
+from longarm_edge.watchers import Watchers
 from longarm_wire import exit_codes
 from longarm_wire.errors import WireError
 from longarm_wire.http import HttpEndpoint
@@ -108,6 +110,7 @@ class Run:
         )
         self._supervision = Supervision(self.notifier, self.link_state, self.clock)
         self._planner: Planner | None = None
+        self._watchers = Watchers(settings, spec, self.trace)
         self.tunnel = self._make_tunnel()
         try:
             self.endpoint = HttpEndpoint(
@@ -143,6 +146,8 @@ class Run:
                 self._supervision.stopping(reason)
             # Whoever presses Ctrl-C now still gets the summary
             signals.patience = signals.count + 1
+        if self._watchers.problem is not None and code == exit_codes.DONE:
+            reason, code = self._watchers.problem, exit_codes.FAILED
         return RunResult(code, reason, summarize(self.trace, self.queue.drops, self.settings.fps))
 
     def link_state(self) -> LinkState:
@@ -166,6 +171,7 @@ class Run:
     def _run(self, signals: Signals, stack: ExitStack) -> str:
         settings = self.settings
         stack.enter_context(self.endpoint)
+        self._watchers.start(stack)
         address = self._open_tunnel(stack)
         client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
         stack.callback(client.close)
@@ -183,13 +189,24 @@ class Run:
             signal.give()
             self._supervision.beat()
 
-        planner = self._planner = self._make_planner(client, session, signal)
+        view = SharedView(self.robot, self.clock, settings.fps, lambda: self.queue.next_tick)
+        sinks = self._watchers.sinks
+        observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
+        planner = self._planner = self._make_planner(client, session, signal, view if observer else self.robot)
         arm = _Arm(self.robot, settings, self.clock, signals)
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
+        if observer is not None:
+            stack.callback(observer.close)
         stack.callback(arm.leave)
         stack.callback(planner.stop)
+        if observer is not None:
+            stack.callback(observer.stop)
         signals.check()
+        try:
+            self._watchers.await_ready(self.clock, signals.check)
+        except TimeoutError as error:
+            raise RunFailedError(str(error)) from error
         self._supervision.starting("connecting to the robot", ROBOT_SECONDS)
         arm.connect()
         self._supervision.starting("waiting for the first chunk", settings.safety.max_offline + planner.warm_up_timeout)
@@ -210,6 +227,8 @@ class Run:
             stop_reason=lambda now: self._stop_reason(now, signals),
         )
         arm.loop = loop
+        if observer is not None:
+            loop.executed = observer.executed
         planner.start()
         while not planner.first_chunk.wait(0.05):
             signals.check()
@@ -222,6 +241,8 @@ class Run:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_INTERVAL)
         signals.patience = 1
+        if observer is not None:
+            observer.start()
         max_ticks = round(settings.duration * settings.fps) if settings.duration else None
         with terminal.StatusLine(self.console, self._status), ahead_of_others() as priority:
             logger.debug("control loop: %s", priority)
@@ -276,12 +297,15 @@ class Run:
         choice = PolicyChoice.from_settings(settings)
         return client.open_session(choice, self.robot.spec, timeout=settings.load_timeout, on_progress=on_progress)
 
-    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal) -> Planner:
+    def _latency(self) -> float | None:
+        return self.trace.requests[-1].latency if self.trace.requests else None
+
+    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal, robot: Robot) -> Planner:
         settings = self.settings
         rtc = RealTimeChunking(settings.rtc.config, settings.fps) if session.model_action_dim else None
         horizon = settings.rtc.execution_horizon if rtc is not None else 0
         return Planner(
-            robot=self.robot,
+            robot=robot,
             client=client,
             session=session,
             reopen=lambda: self._open(client, lambda _: None),

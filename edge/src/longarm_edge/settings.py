@@ -91,6 +91,26 @@ class RtcSettings(BaseModel):
         return RtcConfig(self.execution_horizon, self.max_guidance_weight, self.prefix_attention_schedule)
 
 
+class RecordSettings(BaseModel):
+    """Recording of what was seen and executed."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    dir: Path | None = None
+    """Directory to write a LeRobotDataset to; --record DIR for short. Unset: no recording."""
+    repo_id: str = ""
+    """The dataset's name, as user/name. Empty: local/ and the directory's name."""
+    resume: bool = False
+    """Add an episode to the dataset that is in the directory. Without it an existing directory is refused."""
+    video: bool = True
+    """Store frames as video. false: as PNG images, without loss, at many times the size and processor time."""
+    vcodec: Literal["h264", "hevc", "libsvtav1", "auto"] = "h264"
+    """How video is encoded. libsvtav1 is LeRobot's default; auto takes the machine's hardware encoder if LeRobot
+    finds one."""
+    min_free_mb: Annotated[float, Field(ge=0)] = 500
+    """Free space on the disk below which recording does not begin, or saves what it has and ends."""
+
+
 class EdgeSettings(ProcessSettings):
     """Settings of longarm-edge. Precedence: flag, environment, .env file, default."""
 
@@ -156,6 +176,10 @@ class EdgeSettings(ProcessSettings):
     safety: SafetySettings = SafetySettings()
     ssh: SshSettings = SshSettings()
     far: FarSettings = FarSettings()
+    record: RecordSettings = RecordSettings()
+    display: str = ""
+    """Show the run live in Rerun: spawn opens a viewer here (--display for short), HOST:PORT takes one that is open
+    (rerun's default port is 9876), FILE.rrd writes a file for it. Empty: no display."""
 
     metrics_host: str = "127.0.0.1"
     """Address of /metrics and /healthz."""

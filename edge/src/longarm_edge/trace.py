@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from longarm_edge.metrics import EdgeMetrics, Observation, Reconnect, Stage, Tick
+from longarm_edge.metrics import EdgeMetrics, Observation, Reconnect, Recorded, Stage, Tick
 
 # At 30 ticks a second this is an hour; older ticks stay in the counts only
 KEPT_TICKS = 108_000
@@ -54,6 +54,7 @@ class Trace:
     tick_counts: Counter[Tick] = field(default_factory=Counter)
     observation_counts: Counter[Observation] = field(default_factory=Counter)
     reconnect_counts: Counter[Reconnect] = field(default_factory=Counter)
+    recorded_counts: Counter[Recorded] = field(default_factory=Counter)
     sent_bytes: int = 0
     received_bytes: int = 0
     _sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
@@ -103,6 +104,12 @@ class Trace:
         """A session was opened anew."""
         self.reconnect_counts[reason] += 1
         self.metrics.reconnects.labels(reason).inc()
+
+    def recorded(self, outcome: Recorded, count: int = 1) -> None:
+        """So many frames of the recording ended."""
+        with self._lock:
+            self.recorded_counts[outcome] += count
+        self.metrics.recording_frames.labels(outcome).inc(count)
 
     def observation_fps(self, now: float) -> float:
         """Returns the observations sent per second over the last RATE_WINDOW seconds."""

@@ -1,0 +1,183 @@
+"""The recorder's process: writes frames as an episode of a LeRobotDataset, with LeRobot's own writer."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from longarm_edge.frame_process import CannotGoOnError, serve
+from longarm_edge.observer import Frame
+
+logger = logging.getLogger(__name__)
+
+# Beside LeRobot's own, one number a frame. LeRobot's normalisation and policies leave features of other names alone
+CHUNK, ACTION_AGE, TICK = "longarm.chunk", "longarm.action_age", "longarm.tick"
+# In place of chunk and age where the command rests on no action: statistics of NaN would be NaN
+NONE = -1
+# Frames that may wait for an encoder, or for the threads that write PNG files
+ENCODER_QUEUE = 30
+# LeRobot's defaults are for AV1: H.264 needs a lower factor for the same look, and this preset half AV1's time
+ENCODER_OPTIONS = {"h264": {"preset": "ultrafast", "crf": 23}}
+# LeRobot's statistics of an episode need two frames
+FEWEST_FRAMES = 2
+# How often the disk is asked how much is left, in frames
+DISK_CHECK_FRAMES = 30
+
+
+def features(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns LeRobot's description of a frame of the robot that job describes."""
+    kind = "video" if job["video"] else "image"
+    numbers = {OBS_STATE: job["state_names"], ACTION: job["action_names"]}
+    return {
+        **{
+            key: {"dtype": "float32", "shape": (len(names),), "names": names} for key, names in numbers.items() if names
+        },
+        **{
+            f"{OBS_IMAGES}.{name}": {
+                "dtype": kind,
+                "shape": (height, width, 3),
+                "names": ["height", "width", "channels"],
+            }
+            for name, (height, width) in job["cameras"].items()
+        },
+        CHUNK: {"dtype": "int64", "shape": (1,), "names": None},
+        ACTION_AGE: {"dtype": "float32", "shape": (1,), "names": None},
+        TICK: {"dtype": "int64", "shape": (1,), "names": None},
+    }
+
+
+class Recording:
+    """One episode, being written."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        """Makes the dataset, or opens it to add an episode.
+
+        Raises:
+          CannotGoOnError: The directory cannot be used, or holds a dataset of another robot.
+        """
+        self._root = Path(job["root"])
+        self._task: str = job["task"]
+        self._state_is_recorded = bool(job["state_names"])
+        self._min_free_bytes: int = job["min_free_bytes"]
+        self._count = 0
+        self._is_new = not job["resume"]
+        try:
+            self._dataset = self._create(job) if self._is_new else self._resume(job)
+        except (OSError, ValueError) as error:
+            raise CannotGoOnError(f"{self._root}: LeRobot cannot open a dataset here: {error}") from error
+        self._check_disk()
+
+    def add(self, frame: Frame) -> None:
+        """Adds one frame.
+
+        Raises:
+          CannotGoOnError: The disk is nearly full. What there is has been saved.
+        """
+        if self._count % DISK_CHECK_FRAMES == 0:
+            self._check_disk()
+        reading, done = frame.reading, frame.executed
+        assert reading is not None, "only ticks that were seen are recorded"  # noqa: S101
+        self._wait_for_writers()
+        state = {OBS_STATE: reading.state} if self._state_is_recorded else {}
+        self._dataset.add_frame(
+            {
+                **state,
+                **{f"{OBS_IMAGES}.{name}": image for name, image in reading.images.items()},
+                ACTION: done.command,
+                CHUNK: np.array([NONE if done.chunk is None else done.chunk], np.int64),
+                ACTION_AGE: np.array([NONE if done.age is None else done.age], np.float32),
+                TICK: np.array([done.tick], np.int64),
+                "task": self._task,
+            }
+        )
+        self._count += 1
+
+    def close(self) -> str:
+        """Saves the episode and returns where it is."""
+        dataset = self._dataset
+        if self._count < FEWEST_FRAMES:
+            dataset.clear_episode_buffer()
+            dataset.finalize()
+            if self._is_new:
+                shutil.rmtree(self._root)
+            return f"nothing: {self._count} frames are no episode"
+        episode = dataset.meta.total_episodes
+        dataset.save_episode(parallel_encoding=False)
+        dataset.finalize()
+        return f"episode {episode} of {self._root}, {self._count} frames"
+
+    def _create(self, job: dict[str, Any]) -> LeRobotDataset:
+        return LeRobotDataset.create(
+            repo_id=job["repo_id"],
+            fps=job["fps"],
+            features=features(job),
+            root=self._root,
+            robot_type=job["robot_type"],
+            use_videos=job["video"],
+            **_writing(job),
+        )
+
+    def _resume(self, job: dict[str, Any]) -> LeRobotDataset:
+        dataset = LeRobotDataset.resume(repo_id=job["repo_id"], root=self._root, **_writing(job))
+        expected = {"fps": job["fps"], **_compared(features(job))}
+        own = {k: v for k, v in dataset.meta.features.items() if k in expected or k.startswith(("obs", "act", "long"))}
+        found = {"fps": dataset.meta.fps, **_compared(own)}
+        for key in expected.keys() | found.keys():
+            if expected.get(key) != found.get(key):
+                raise CannotGoOnError(
+                    f"{self._root}: this run cannot add to the dataset. Expected {key} to be {expected.get(key)} but "
+                    f"found {found.get(key)}. Record into another directory."
+                )
+        return dataset
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self._root).free
+        if free >= self._min_free_bytes:
+            return
+        saved = self.close()
+        raise CannotGoOnError(
+            f"The disk of {self._root} has {free / 1e6:.0f} MB left, fewer than record.min_free_mb="
+            f"{self._min_free_bytes / 1e6:.0f}. Recording ended; saved: {saved}"
+        )
+
+    def _wait_for_writers(self) -> None:
+        """Returns when there is room for a frame.
+
+        LeRobot drops an image that an encoder has no room for within 0.1 s, and all images after it would belong to the
+        wrong frames; its queue of PNG files has no end.
+        """
+        encoder, files = self._dataset.writer._streaming_encoder, self._dataset.writer.image_writer
+        threads = encoder._threads if encoder is not None else {}
+        while any(encoder._frame_queues[key].full() and thread.is_alive() for key, thread in threads.items()):
+            time.sleep(0.005)
+        while files is not None and files.queue.qsize() >= ENCODER_QUEUE:
+            time.sleep(0.005)
+
+
+def _writing(job: dict[str, Any]) -> dict[str, Any]:
+    """Returns how LeRobot's writer stores images: encoded as they come, or as PNG files by a thread per camera."""
+    if not job["video"]:
+        return {"video_backend": "pyav", "image_writer_threads": max(1, len(job["cameras"]))}
+    return {
+        "video_backend": "pyav",  # for reading, which does not happen here
+        "rgb_encoder": RGBEncoderConfig(vcodec=job["vcodec"], **ENCODER_OPTIONS.get(job["vcodec"], {})),
+        "streaming_encoding": True,
+        "encoder_queue_maxsize": ENCODER_QUEUE,
+        "encoder_threads": 1,
+    }
+
+
+def _compared(described: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns of each feature what must be equal for episodes to stand side by side."""
+    return {key: (kind["dtype"], tuple(kind["shape"]), kind.get("names")) for key, kind in described.items()}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    serve(Recording)

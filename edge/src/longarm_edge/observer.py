@@ -1,0 +1,197 @@
+"""The observer: sees what the arm saw and did at every tick, and shows it to whoever records or displays it.
+
+The control loop leaves a note and goes on; everything else happens on a thread of the observer's own.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
+
+import numpy as np
+
+from longarm_edge.robot import Robot, RobotReading
+from longarm_edge.schedule import Clock
+
+logger = logging.getLogger(__name__)
+
+# Ticks that the observer may lie behind; at 30 ticks a second, half a second
+MAX_BACKLOG = 15
+# How many captures tell how long one usually takes
+CAPTURES_KEPT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What the control loop did at one tick.
+
+    Attributes:
+      tick: Its number.
+      at: When its command went out, or it was found idle; seconds on the monotonic clock.
+      next_due: When the next tick is due, same clock.
+      command: The command in effect, float32 of shape (action_dim): of an idle tick that sent nothing, the last one.
+      chunk: Sequence of the request behind the action, None without an action.
+      age: Age of the action in seconds, None without one.
+      depth: Actions left in the queue.
+    """
+
+    tick: int
+    at: float
+    next_due: float
+    command: np.ndarray
+    chunk: int | None
+    age: float | None
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One tick: what was seen before it, and what was done.
+
+    Attributes:
+      executed: What was done.
+      reading: What was seen between the tick before and this one; None where no capture was made in time.
+      latency: Of the last answered observation, seconds; None before the first.
+    """
+
+    executed: Executed
+    reading: RobotReading | None
+    latency: float | None
+
+
+class Sink(Protocol):
+    """Takes frames."""
+
+    def offer(self, frame: Frame) -> None:
+        """Takes frame or counts it as dropped. Never blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Capture:
+    tick: int
+    started: float
+    finished: float
+    reading: RobotReading
+
+
+class SharedView:
+    """A robot whose observation, once captured in a period, serves planner and observer alike.
+
+    Without it a period would have two captures, and the second might reach into the next tick.
+    """
+
+    def __init__(self, robot: Robot, clock: Clock, fps: float, next_tick: Callable[[], int]) -> None:
+        """Looks through robot; next_tick returns the tick that an observation captured now belongs to."""
+        self.spec = robot.spec
+        self._robot = robot
+        self._clock = clock
+        self._period = 1 / fps
+        self._next_tick = next_tick
+        self._lock = threading.Lock()
+        self._last: _Capture | None = None
+        self._seconds: deque[float] = deque(maxlen=CAPTURES_KEPT)
+
+    def observe(self) -> RobotReading:
+        """Returns this period's observation, captured now unless it was already. Raises as the robot does."""
+        with self._lock:
+            tick, started = self._next_tick(), self._clock.now()
+            if self._last is not None and self._last.tick == tick and started - self._last.started < self._period:
+                return self._last.reading
+            reading = self._robot.observe()
+            finished = self._clock.now()
+            self._seconds.append(finished - started)
+            self._last = _Capture(tick, started, finished, reading)
+            return reading
+
+    def seen_before(self, executed: Executed) -> RobotReading | None:
+        """Returns the observation of an executed tick if it was complete when the tick's command went out."""
+        last = self._last
+        if last is None or last.tick != executed.tick or last.finished > executed.at:
+            return None
+        return last.reading
+
+    def expected_seconds(self) -> float:
+        """Returns how long a capture usually takes, the planner's counted too; 0 without any."""
+        seconds = list(self._seconds)
+        return float(np.median(seconds)) if seconds else 0.0
+
+    def connect(self) -> None:
+        """Connects to the hardware, as the robot does."""
+        self._robot.connect()
+
+    def send(self, command: np.ndarray) -> None:
+        """Sends one command, as the robot does."""
+        self._robot.send(command)
+
+    def disconnect(self, *, torque: bool | None) -> None:
+        """Lets go of the hardware, as the robot does."""
+        self._robot.disconnect(torque=torque)
+
+
+class Observer:
+    """Makes a frame of every tick and offers it to the sinks."""
+
+    def __init__(
+        self, view: SharedView, clock: Clock, sinks: Sequence[Sink], latency: Callable[[], float | None]
+    ) -> None:
+        """Makes an observer at rest.
+
+        Args:
+          view: Gives observations, to the planner as well.
+          clock: Tells the time.
+          sinks: Get the frames.
+          latency: Returns the latency of the last answered observation.
+        """
+        self._view = view
+        self._clock = clock
+        self._sinks = sinks
+        self._latency = latency
+        self._notes: SimpleQueue[Executed | None] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
+
+    def start(self) -> None:
+        """Begins; to be called before tick 0, whose observation is captured now."""
+        self._thread.start()
+
+    def executed(self, executed: Executed) -> None:
+        """A tick's command is out. Called by the control loop; never blocks."""
+        if self._notes.qsize() < MAX_BACKLOG:
+            self._notes.put(executed)
+        else:
+            self._offer(Frame(executed, None, None))
+
+    def stop(self) -> None:
+        """Asks for the end and returns at once. No capture begins after the one being made now."""
+        self._stopping.set()
+        self._notes.put(None)
+
+    def close(self) -> None:
+        """Returns when every tick that was executed has been offered."""
+        self.stop()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._capture()
+        while (executed := self._notes.get()) is not None:
+            self._offer(Frame(executed, self._view.seen_before(executed), self._latency()))
+            # A capture that usually reaches into the next tick would delay it on a robot that serves one call at a time
+            if self._notes.empty() and self._clock.now() + self._view.expected_seconds() < executed.next_due:
+                self._capture()
+
+    def _capture(self) -> None:
+        if self._stopping.is_set():
+            return
+        try:
+            self._view.observe()
+        except Exception as error:  # noqa: BLE001  # the planner meets it too, and says so; here the tick has no frame
+            logger.debug("no observation: %s", error)
+
+    def _offer(self, frame: Frame) -> None:
+        for sink in self._sinks:
+            sink.offer(frame)
