@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from longarm_edge import cli
 from longarm_wire import exit_codes
 
 
