@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import pytest
 import yaml
-
 from deploy.prometheus.render import FOLDER
+
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_service.policy import DeviceMemory
 from tests.e2e.conftest import RunningService, Script, ScriptedLoader, arm, edge, script, until

@@ -4,9 +4,9 @@ import os
 import signal
 
 import pytest
-
 from deploy.grafana.render import NAMES
 from deploy.prometheus import rules
+
 from longarm_edge.metrics import Tick
 from longarm_edge.run import Run
 from tests.deploy.conftest import SCRAPE_SECONDS, Prometheus

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-
 from deploy.grafana.render import FOLDER, NAMES, render
 from deploy.prometheus import rules
 from deploy.prometheus.render import FOLDER as PROMETHEUS
+
 from tests.deploy import exported
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from deploy.prometheus import rules, thresholds
 from deploy.prometheus.render import FOLDER, render
+
 from longarm_edge.metrics import LATENESS_BUCKETS
 from tests.deploy import exported
 

@@ -10,9 +10,10 @@ import pytest
 # Before anything imports the hub's library, which reads it once
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from tests.service.fakes import FakeLoader, RunningService
+
 from longarm_service.policy import PolicyLoader
 from longarm_service.settings import ServiceSettings
-from tests.service.fakes import FakeLoader, RunningService
 
 Serve = Callable[..., RunningService]
 

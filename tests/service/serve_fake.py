@@ -5,10 +5,11 @@ Prints "predicting" when a prediction has begun; it goes on when a line comes on
 
 import sys
 
+from tests.service.fakes import FakeLoader, FakePolicy, Observation
+
 from longarm_service import cli
 from longarm_service.policy import Guidance
 from longarm_service.settings import ServiceSettings
-from tests.service.fakes import FakeLoader, FakePolicy, Observation
 
 
 class SlowPolicy(FakePolicy):

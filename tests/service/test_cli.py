@@ -12,11 +12,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from tests.service.fakes import CHUNK_SIZE, PATIENCE_SECONDS, observation, open_session
 
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
 from longarm_service import __version__
 from longarm_wire import exit_codes
-from tests.service.fakes import CHUNK_SIZE, PATIENCE_SECONDS, observation, open_session
 
 ROOT = Path(__file__).parents[2]
 

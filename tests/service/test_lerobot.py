@@ -14,12 +14,6 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import make_pre_post_processors
 from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.utils import prepare_observation_for_inference
-
-from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_service.lerobot_loader import LerobotLoader
-from longarm_service.lerobot_policy import LerobotPolicy
-from longarm_service.policy import Observation, PolicyChoice
-from longarm_wire.errors import Reason, WireError
 from tests.service.checkpoints import (
     CAMERAS,
     CHUNK_SIZE,
@@ -32,6 +26,12 @@ from tests.service.checkpoints import (
 )
 from tests.service.conftest import Serve
 from tests.service.fakes import actions_of, failing, observation, open_session, raw_image
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service.lerobot_loader import LerobotLoader
+from longarm_service.lerobot_policy import LerobotPolicy
+from longarm_service.policy import Observation, PolicyChoice
+from longarm_wire.errors import Reason, WireError
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
-from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_service.app import SERVICE_NAME, StartupError
-from longarm_wire.errors import Reason
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     CHUNK_SIZE,
@@ -27,6 +23,10 @@ from tests.service.fakes import (
     open_session,
     opening,
 )
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service.app import SERVICE_NAME, StartupError
+from longarm_wire.errors import Reason
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

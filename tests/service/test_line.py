@@ -2,9 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.service.fakes import Clock
 
 from longarm_service.line import Line
-from tests.service.fakes import Clock
 
 TIMEOUT = 2.0
 

@@ -4,12 +4,12 @@ import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.service.conftest import Serve
+from tests.service.fakes import Clock, FakeLoader, failing, observation, open_session
 
 from longarm_service.metrics import OUTCOMES, STAGES, ServiceMetrics
 from longarm_service.policy import DeviceMemory
 from longarm_wire.errors import Reason
-from tests.service.conftest import Serve
-from tests.service.fakes import Clock, FakeLoader, failing, observation, open_session
 
 
 def value(metrics: ServiceMetrics, name: str, **labels: str) -> float | None:

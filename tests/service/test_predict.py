@@ -7,10 +7,6 @@ import cv2
 import grpc
 import numpy as np
 import pytest
-
-from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_wire import images, limits, tensors
-from longarm_wire.errors import Reason
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     CHUNK_SIZE,
@@ -28,6 +24,10 @@ from tests.service.fakes import (
     raw_image,
     robot,
 )
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_wire import images, limits, tensors
+from longarm_wire.errors import Reason
 
 
 def test_answers_an_observation_with_a_chunk(serve: Serve) -> None:

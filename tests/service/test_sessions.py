@@ -3,12 +3,6 @@
 from pathlib import Path
 
 import pytest
-
-from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_service.server import is_allowed
-from longarm_service.sessions import composed_renames
-from longarm_wire.errors import Reason
-from longarm_wire.specs import CameraSpec, RobotSpec
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     CHUNK_SIZE,
@@ -27,6 +21,12 @@ from tests.service.fakes import (
     opening,
     robot,
 )
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service.server import is_allowed
+from longarm_service.sessions import composed_renames
+from longarm_wire.errors import Reason
+from longarm_wire.specs import CameraSpec, RobotSpec
 
 IMAGES = "observation.images."
 

@@ -5,9 +5,6 @@ from typing import Any
 
 import grpc
 import pytest
-
-from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_wire.errors import Reason, from_rpc_error
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     PATIENCE_SECONDS,
@@ -18,6 +15,9 @@ from tests.service.fakes import (
     observation,
     open_session,
 )
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_wire.errors import Reason, from_rpc_error
 
 
 def wait_for_waiting(service: RunningService, count: int) -> None:

@@ -18,6 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
+from tests.edge.provision.conftest import Account, Operator, until
 
 from longarm_edge.provision import FarService, ProvisionError
 from longarm_edge.provision.facts import Facts, look
@@ -33,7 +34,6 @@ from longarm_edge.provision.plan import (
 )
 from longarm_edge.tunnel.local_sshd import LocalSshd
 from longarm_wire.settings import ConfigurationError
-from tests.edge.provision.conftest import Account, Operator, until
 
 SECRET = "hf_MARKERmarker0123456789"
 

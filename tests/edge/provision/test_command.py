@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.edge.provision.conftest import Account
 
 from longarm_edge.tunnel import SshSettings
 from longarm_wire import exit_codes
-from tests.edge.provision.conftest import Account
 
 
 def longarm_edge(command: str, *arguments: str, cwd: Path, timeout: float = 170) -> "subprocess.CompletedProcess[str]":

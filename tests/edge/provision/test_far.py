@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.edge.provision.conftest import Account, until
 
 from longarm_edge.provision.connection import connected
 from longarm_edge.provision.errors import ConnectionLostError, FarCommandError, ProvisionError
@@ -14,7 +15,6 @@ from longarm_edge.provision.upload import compare, list_files, read_directory, r
 from longarm_edge.tunnel import SshSettings
 from longarm_edge.tunnel.local_sshd import LocalSshd
 from longarm_wire.settings import ConfigurationError
-from tests.edge.provision.conftest import Account, until
 
 
 def test_a_script_has_variables_and_an_environment(far: SshFar) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.edge.provision.conftest import free_port, until
 
 from longarm_service.supervisor import main, read_state, wait_until_ready
-from tests.edge.provision.conftest import free_port, until
 
 # Runs the supervisor with FAKE in place of the service
 DRIVER = """
