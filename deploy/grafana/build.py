@@ -4,11 +4,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deploy.prometheus.thresholds import LATENCY_QUANTILE
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, statetimeline, timeseries
 from grafana_foundation_sdk.models import common as c
 from grafana_foundation_sdk.models import dashboard as d
-
-from deploy.prometheus.thresholds import LATENCY_QUANTILE
 
 # A variable, so that a dashboard works in any Grafana
 DATASOURCE = d.DataSourceRef(type_val="prometheus", uid="${datasource}")

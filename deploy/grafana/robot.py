@@ -1,7 +1,5 @@
 """The dashboard of one robot: does it do what the policy says, and if not, which part of the way is slow or gone."""
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard
-
 from deploy.grafana.build import (
     Query,
     Variable,
@@ -18,6 +16,7 @@ from deploy.grafana.build import (
 )
 from deploy.prometheus import rules
 from deploy.prometheus import thresholds as t
+from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 ROBOT = 'robot="$robot"'
 

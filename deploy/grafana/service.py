@@ -1,7 +1,5 @@
 """The dashboard of one service: who uses it, where its time goes, and what its GPU has left."""
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard
-
 from deploy.grafana.build import (
     Query,
     Variable,
@@ -17,6 +15,7 @@ from deploy.grafana.build import (
 )
 from deploy.prometheus import rules
 from deploy.prometheus import thresholds as t
+from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 SERVICE = 'instance="$instance"'
 # The stages without their total, which would count everything twice in a stack

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import yaml
-
 from deploy.prometheus import rules
 
 FOLDER = Path(__file__).resolve().parent

@@ -85,7 +85,7 @@ def test_what_is_no_display_is_refused(edge) -> None:
 def test_a_display_that_dies_costs_the_picture_and_nothing_else(edge, arm, tmp_path) -> None:
     def kill(run) -> None:
         until(lambda: run.trace.tick_counts[Tick.ACTION] > 10, "the arm moves")
-        (display,) = run._sinks
+        (display,) = run._watchers.sinks
         display._pipe._process.kill()
 
     result = edge(duration=2.0, display=str(tmp_path / "run.rrd")).go(kill)

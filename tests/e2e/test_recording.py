@@ -125,7 +125,7 @@ def test_an_arm_that_fails_leaves_its_episode(edge, arm, tmp_path) -> None:
 def test_a_recorder_that_dies_leaves_the_arm_alone_and_is_told(edge, arm, tmp_path) -> None:
     def kill(run: Run) -> None:
         until(lambda: run.trace.recorded_counts[Recorded.WRITTEN] > 10, "ten frames")
-        run._recorder._pipe._process.kill()
+        run._watchers._recorder._pipe._process.kill()
 
     result = edge(duration=3.0, record=settings(tmp_path / "episodes")).go(kill)
     assert result.summary.ticks[Tick.ACTION] + result.summary.ticks[Tick.SKIPPED] == 90

@@ -9,13 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_service.lerobot_loader import LerobotLoader
-from longarm_service.lerobot_policy import LerobotPolicy
-from longarm_service.policy import Observation, PolicyChoice
-from longarm_wire.errors import Reason
-from longarm_wire.rtc import RtcConfig
 from tests.service.checkpoints import SMALL_DIFFUSION, save
 from tests.service.conftest import Serve
 from tests.service.fakes import (
@@ -28,6 +21,13 @@ from tests.service.fakes import (
     open_session,
 )
 from tests.service.test_waiting import reason_of, wait_for_waiting
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service.lerobot_loader import LerobotLoader
+from longarm_service.lerobot_policy import LerobotPolicy
+from longarm_service.policy import Observation, PolicyChoice
+from longarm_wire.errors import Reason
+from longarm_wire.rtc import RtcConfig
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from lerobot.policies import make_pre_post_processors
 from lerobot.policies.rtc import RTCConfig as LerobotRtcConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.processor import AbsoluteActionsProcessorStep, RelativeActionsProcessorStep
+from tests.service.conftest import Serve
+from tests.service.fakes import FakeLoader, failing, fake_spec, observation, open_session, robot
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
@@ -36,8 +38,6 @@ from longarm_wire.errors import Reason, WireError
 from longarm_wire.images import Codec
 from longarm_wire.rtc import PrefixAttentionSchedule, RtcConfig, RtcPrefix
 from longarm_wire.specs import CameraSpec, RobotSpec
-from tests.service.conftest import Serve
-from tests.service.fakes import FakeLoader, failing, fake_spec, observation, open_session, robot
 
 JOINTS = (*(f"joint_{i}.pos" for i in range(5)), "gripper.pos")
 CAMERAS = ("front", "wrist")
