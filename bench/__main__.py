@@ -62,7 +62,10 @@ def cells(parts: list[str], link_names: list[str], *, ssh: bool) -> list[Cell]:
         found += [Cell(peer, LINKS["loopback"], policy="act") for peer in PEERS]
     if "outages" in parts and emulated:
         link = LINKS[emulated[0]]
-        found += [Cell(Longarm.name, link, way, event=Event.SILENCE) for way in ways]
+        # Shorter than any deadline, so that what is open has to come back by itself
+        found += [
+            Cell(Longarm.name, link, way, event=event) for event in (Event.SHORT_SILENCE, Event.SILENCE) for way in ways
+        ]
         found += [Cell(Stock.name, link, event=Event.SILENCE)]
         found += [Cell(peer, link, event=Event.RESTART) for peer in PEERS]
     return found

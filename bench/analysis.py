@@ -167,7 +167,7 @@ def outage(events: np.ndarray, begun: float, ended: float, until: float, fps: fl
     spanning = [index for index in stops if instants[index] < ended <= instants[index + 1]]
     moving_at = float(instants[spanning[0] + 1]) if spanning else ended
     return Outage(
-        played=(max(0.0, instants[stops[0]] - begun) if len(stops) else until - begun),
+        played=max(0.0, float(instants[stops[0]]) - begun) if len(stops) else until - begun,
         still=float((after_stops - np.maximum(instants[stops], begun)).max()) if len(stops) else 0.0,
         resumed=float(fresh[0] - ended) if len(fresh) else None,
         moving_again=None if moving_at >= until else moving_at - ended,

@@ -22,7 +22,6 @@ from bench.processes import Child, cpu_seconds
 SERVER_TIMEOUT = 120.0
 FIRST_ACTION_TIMEOUT = 90.0
 SETTLING = 1.0
-OUTAGE_SECONDS = 5.0
 # After this much of the window the outage begins, and so long it is watched after its end
 BEFORE_OUTAGE, AFTER_OUTAGE = 4.0, 8.0
 AFTER_RESTART = 12.0
@@ -34,7 +33,12 @@ class Event(StrEnum):
 
     NONE = ""
     SILENCE = "link silent for 5 s"
+    SHORT_SILENCE = "link silent for 3 s"
     RESTART = "server killed, started again after 5 s"
+
+
+# How long the link is silent, or the server is not there before it is started again
+SECONDS = {Event.SILENCE: 5.0, Event.SHORT_SILENCE: 3.0, Event.RESTART: 5.0}
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ class Bench:
             _sleep_until(begun + self._seconds)
         else:
             _sleep_until(begun + BEFORE_OUTAGE)
-            outage = self._silence() if cell.event is Event.SILENCE else self._restart(cell.peer)
+            outage = self._restart(cell.peer) if cell.event is Event.RESTART else self._silence(SECONDS[cell.event])
         ended = time.monotonic()
         return Measured(
             robot_log.read(log),
@@ -186,16 +190,16 @@ class Bench:
             outage,
         )
 
-    def _silence(self) -> tuple[float, float]:
+    def _silence(self, seconds: float) -> tuple[float, float]:
         begun = time.monotonic()
-        self._network.silence(OUTAGE_SECONDS)
-        _sleep_until(begun + OUTAGE_SECONDS + AFTER_OUTAGE)
-        return begun, begun + OUTAGE_SECONDS
+        self._network.silence(seconds)
+        _sleep_until(begun + seconds + AFTER_OUTAGE)
+        return begun, begun + seconds
 
     def _restart(self, peer: str) -> tuple[float, float]:
         begun = time.monotonic()
         self._servers[peer].kill()
-        _sleep_until(begun + OUTAGE_SECONDS)
+        _sleep_until(begun + SECONDS[Event.RESTART])
         self._start_server(peer)
         self._await_server(peer)
         back = time.monotonic()

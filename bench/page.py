@@ -44,7 +44,7 @@ def write_page(file: Path, about: dict[str, str], rows: list[Row], pictures: lis
             "## When to ask: auto against fixed thresholds", markdown(_replan(plain), COLUMNS) if _replan(plain) else []
         ),
         *_section("## A real ACT in place of the wait", _table([r for r in rows if r.cell.policy == "act"])),
-        *(part for event in (Event.SILENCE, Event.RESTART) for part in _outages(rows, event)),
+        *(part for event in Event if event for part in _outages(rows, event)),
         *([f"![{Path(name).stem}]({name})" for name in pictures]),
         "## What the columns mean",
         NOTES.strip(),

@@ -30,10 +30,12 @@ def draw(rows: list[Row], logs: list[Measured], directory: Path, name: str) -> l
     if paired := pairs(rows):
         made.append(_save(_links(paired), directory, f"{name}-links.png"))
     outages = [(row, log) for row, log in zip(rows, logs, strict=True) if log.outage and not log.failure]
-    for event in (Event.SILENCE, Event.RESTART):
+    for event in filter(None, Event):
         chosen = [pair for pair in outages if pair[0].cell.event is event]
         if chosen:
-            made.append(_save(_timelines(event, chosen), directory, f"{name}-{event.name.lower()}.png"))
+            made.append(
+                _save(_timelines(event, chosen), directory, f"{name}-{event.name.lower().replace('_', '-')}.png")
+            )
     return made
 
 
