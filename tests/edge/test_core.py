@@ -36,37 +36,37 @@ class TestSchedule:
 
 
 class TestReplan:
-    def test_auto_asks_again_when_a_round_trip_has_passed_since_the_last_chunk_came(self) -> None:
+    def test_auto_asks_again_after_a_short_rest(self) -> None:
         replanner = Replanner(Replan.AUTO, 0.5, 30)
-        assert not replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2, since_capture=0.39)
-        assert replanner.wants(depth=40, chunk_size=50, playback_left=1.3, p95=0.2, since_capture=0.4)
+        assert not replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2, rested=1.9 / 30)
+        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2, rested=2 / 30)
 
-    def test_auto_asks_when_the_queue_lasts_no_longer_than_a_reply_takes(self) -> None:
-        """However little time has passed: the last chunk may have come with most of its actions late."""
+    def test_auto_asks_at_once_when_the_queue_lasts_no_longer_than_a_reply_takes(self) -> None:
+        """The last chunk may have come with most of its actions late."""
         replanner = Replanner(Replan.AUTO, 0.5, 30)
-        assert replanner.wants(depth=9, chunk_size=50, playback_left=0.3, p95=0.2, since_capture=0.21)
+        assert replanner.wants(depth=9, chunk_size=50, playback_left=0.3, p95=0.2, rested=0.01)
 
     def test_auto_learns_the_link_at_once(self) -> None:
         replanner = Replanner(Replan.AUTO, 0.5, 30)
-        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=None, since_capture=0.0)
+        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=None, rested=0.0)
 
     def test_threshold_is_lerobots(self) -> None:
         replanner = Replanner(Replan.THRESHOLD, 0.5, 30)
-        assert not replanner.wants(depth=26, chunk_size=50, playback_left=0.9, p95=0.1, since_capture=9.0)
-        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.9, p95=0.1, since_capture=0.1)
+        assert not replanner.wants(depth=26, chunk_size=50, playback_left=0.9, p95=0.1, rested=9.0)
+        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.9, p95=0.1, rested=0.1)
 
     def test_threshold_asks_earlier_where_the_link_needs_it(self) -> None:
         replanner = Replanner(Replan.THRESHOLD, 0.1, 30)
-        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.8, p95=1.0, since_capture=1.0)
+        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.8, p95=1.0, rested=1.0)
 
     def test_continuous_always_asks(self) -> None:
         replanner = Replanner(Replan.CONTINUOUS, 0.5, 30)
-        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.01, since_capture=0.01)
+        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.01, rested=0.01)
 
     def test_what_follows_the_old_chunk_is_asked_for_while_enough_is_left_of_it(self) -> None:
         replanner = Replanner(Replan.AUTO, 0.5, 30, least_depth=10)
-        assert not replanner.wants(depth=11, chunk_size=50, playback_left=0.37, p95=0.05, since_capture=0.06)
-        assert replanner.wants(depth=10, chunk_size=50, playback_left=0.33, p95=0.05, since_capture=0.06)
+        assert not replanner.wants(depth=11, chunk_size=50, playback_left=0.37, p95=0.05, rested=0.06)
+        assert replanner.wants(depth=10, chunk_size=50, playback_left=0.33, p95=0.05, rested=0.06)
         assert not replanner.urgent(playback_left=0.33, p95=0.05), "an arm that stands still may be filtered"
 
     def test_p95_is_of_recent_round_trips(self) -> None:

@@ -12,6 +12,7 @@ from longarm_edge.guard import RejectedChunkError, check_chunk
 from longarm_edge.link import Link
 from longarm_edge.metrics import Observation, Reconnect, Stage
 from longarm_edge.observation_filter import ObservationFilter, look_at
+from longarm_edge.patience import Patience
 from longarm_edge.policy_client import (
     SERVER_STAGES,
     PolicyClient,
@@ -73,7 +74,7 @@ class Planner:
       trace: Records every observation.
       clock: Tells the time.
       fps: Ticks per second.
-      request_timeout: Deadline of a prediction in seconds.
+      request_timeout: Longest deadline of a prediction in seconds.
       wait_for_tick: Returns after the next tick's command is out, or after so many seconds.
       rtc: Makes chunks follow each other, for a session that was opened with it.
     """
@@ -97,11 +98,15 @@ class Planner:
     _thread: threading.Thread | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _nudged: threading.Event = field(default_factory=threading.Event)
+    _patience: Patience = field(init=False)
     _backoff: Backoff = field(default_factory=lambda: Backoff(cap=PAUSE_CAP))
     _repeats: Repeats = field(default_factory=Repeats)
-    _captured_at: float = -math.inf
+    _rested_since: float = -math.inf
     _unreachable: bool = False
     _session_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        self._patience = Patience(self.request_timeout)
 
     def start(self) -> None:
         """Begins to plan."""
@@ -157,16 +162,16 @@ class Planner:
     def _step(self) -> None:
         """Gets one chunk if one is wanted."""
         now = self.clock.now()
-        if self._session_unknown and not self._reopen():
+        if (self._unreachable and not self._connect()) or (self._session_unknown and not self._reopen()):
             return
         playback_left = self.queue.playback_left(now, self.fps)
         p95 = self.round_trips.p95()
-        since_capture = now - self._captured_at
-        if not self.replanner.wants(self.queue.depth(), self.session.chunk_size, playback_left, p95, since_capture):
+        rested = now - self._rested_since
+        if not self.replanner.wants(self.queue.depth(), self.session.chunk_size, playback_left, p95, rested):
             return
         outlook = self.queue.outlook()
         self.link.asking(now)
-        captured_at = self._captured_at = self.clock.now()
+        captured_at = self.clock.now()
         try:
             reading = self.robot.observe()
         except Exception as error:  # noqa: BLE001  # whatever a robot raises: a bus that stutters may answer next time
@@ -180,6 +185,7 @@ class Planner:
         redundant = not urgent and self.observation_filter.is_redundant(look)
         filtered = self.clock.now()
         if redundant:
+            self._rested_since = filtered
             self.link.idle()
             self.trace.observation(Observation.FILTERED)
             return
@@ -207,8 +213,9 @@ class Planner:
                 reply.model_actions,
             )
         )
-        merged = self.clock.now()
+        merged = self._rested_since = self.clock.now()
         self.round_trips.add(merged - captured_at)
+        self._patience.answered(call_seconds, max(0.0, call_seconds - reply.server_total_seconds))
         if not result.taken or result.late_count == len(reply.actions):
             self.link.reached()
             self.trace.observation(Observation.STALE)
@@ -237,12 +244,14 @@ class Planner:
         self, reading: RobotReading, episode: int, tick: int, prefix: RtcPrefix | None
     ) -> tuple[Reply, float, float] | None:
         self.trace.sent(self.clock.now())
+        timeout = self._patience.deadline()
         try:
             answer = self.client.predict(
-                self.session, reading, episode=episode, tick=tick, timeout=self.request_timeout, rtc_prefix=prefix
+                self.session, reading, episode=episode, tick=tick, timeout=timeout, rtc_prefix=prefix
             )
         except UnreachableError as error:
             if not self._stopping.is_set():  # else it was us who hung up
+                self._patience.lost()
                 self._lost(error)
                 self.trace.observation(Observation.LOST)
             return None
@@ -260,6 +269,16 @@ class Planner:
             self.trace.reconnected(Reconnect.UNREACHABLE)
             logger.info("the service is within reach again")
         return answer
+
+    def _connect(self) -> bool:
+        """Waits for a connection, so that nothing is captured that is old when it stands. Returns whether it does."""
+        try:
+            self.client.connect(self._patience.connect_seconds())
+        except UnreachableError as error:
+            self.link.unreachable(str(error))
+            self._say(str(error))
+            return False
+        return True
 
     def _lost(self, error: UnreachableError) -> None:
         """The connection is gone: its replies belong to the past."""
@@ -303,12 +322,15 @@ class Planner:
 
     def _pause(self, message: str) -> None:
         """Says what went wrong and waits so that a broken peer is not hammered."""
-        if self._repeats.lets_through(message):
-            logger.warning("%s (trying again)", message)
+        self._say(message)
         seconds = self._backoff.next()
         self._nudged.clear()
         if not self._stopping.is_set():
             self._nudged.wait(seconds)
+
+    def _say(self, message: str) -> None:
+        if self._repeats.lets_through(message):
+            logger.warning("%s (trying again)", message)
 
 
 def _changed(before: Session, after: Session) -> str:

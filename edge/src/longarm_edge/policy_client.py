@@ -235,6 +235,25 @@ class PolicyClient:
             )
         return _reply(request, response, session), encoded - started, returned - encoded
 
+    def connect(self, timeout: float) -> None:
+        """Returns when the service can be reached.
+
+        Args:
+          timeout: In seconds. An attempt that takes longer is given up: the next call begins a new one.
+
+        Raises:
+          UnreachableError: It cannot.
+        """
+        ready = grpc.channel_ready_future(self._channel)
+        try:
+            ready.result(timeout)
+        except grpc.FutureTimeoutError:
+            ready.cancel()
+            self.redial()
+            raise UnreachableError(
+                f"The service at {self.address} is out of reach: no connection comes about"
+            ) from None
+
     def close_session(self, session: Session, *, timeout: float = 1.0) -> None:
         """Tells the service that the robot is done. A service out of reach will find out by itself."""
         self.redial()
@@ -360,7 +379,7 @@ def _translated(error: grpc.RpcError, address: str, timeout: float) -> Unreachab
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     details = error.details() if isinstance(error, grpc.Call) else str(error)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return UnreachableError(f"The service at {address} did not answer within {timeout:g} s")
+        return UnreachableError(f"The service at {address} did not answer within {timeout:.2g} s")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return UnreachableError(f"The service at {address} is out of reach: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:

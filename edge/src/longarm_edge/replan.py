@@ -11,16 +11,17 @@ class Replan(StrEnum):
     """When the planner asks for a fresh chunk."""
 
     AUTO = "auto"
-    """When a round trip has passed since the last chunk came, or the queue would run dry otherwise."""
+    """A short rest after the last chunk came, or earlier if the queue would run dry."""
     THRESHOLD = "threshold"
     """When queue depth / chunk size is at most chunk_size_threshold, as LeRobot does."""
     CONTINUOUS = "continuous"
     """As soon as the last chunk is merged."""
 
 
-# In round trips, from one capture to the next: one of them on the way, as long again for the others on the service and
-# on the link, who then get a fair share of both without anybody being asked
-PACE = 2.0
+# Ticks between an answer and the next observation with Replan.AUTO. Longer rests make actions older, and from about
+# 0.2 s on Linux forgets meanwhile what the link can carry: the next observation then takes a round trip more. Without a
+# rest, more of the link, the service and the processor goes into actions that are hardly fresher
+REST_TICKS = 2
 
 
 class RoundTrips:
@@ -57,7 +58,7 @@ class Replanner:
     fps: float
     least_depth: int = 0
 
-    def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None, since_capture: float) -> bool:
+    def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None, rested: float) -> bool:
         """Returns whether to ask now.
 
         Args:
@@ -65,13 +66,13 @@ class Replanner:
           chunk_size: Actions of a chunk, positive.
           playback_left: Seconds the queue lasts.
           p95: Recent round trip in seconds, None if none is known.
-          since_capture: Seconds since the last observation was captured, inf before the first.
+          rested: Seconds since the last observation was answered or filtered, inf before the first.
         """
         if p95 is None or depth <= self.least_depth or self.urgent(playback_left, p95):
             return True
         match self.mode:
             case Replan.AUTO:
-                return since_capture >= PACE * p95
+                return rested * self.fps >= REST_TICKS
             case Replan.THRESHOLD:
                 return depth / chunk_size <= self.chunk_size_threshold
             case Replan.CONTINUOUS:

@@ -147,7 +147,7 @@ class EdgeSettings(ProcessSettings):
     actions_per_chunk: Annotated[int, Field(ge=0)] = 0
     """Most actions to take of each chunk. 0: all that the policy gives."""
     replan: Replan = Replan.AUTO
-    """When to ask for a fresh chunk: auto (a round trip after the last one came, whatever the link), threshold, or
+    """When to ask for a fresh chunk: auto (a short rest after the last one came, whatever the link), threshold, or
     continuous (as soon as the last one came)."""
     chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """With replan=threshold: ask when queue depth / chunk size is at most this."""
@@ -170,7 +170,8 @@ class EdgeSettings(ProcessSettings):
     connect_timeout: Positive = 60.0
     """Seconds to wait for the service at start."""
     request_timeout: Positive = 5.0
-    """Deadline of one prediction, in seconds."""
+    """Longest deadline of one prediction, in seconds. Once it is known what one usually takes, the deadline is four
+    times that, and a second at least."""
     load_timeout: Positive = 900.0
     """Deadline of loading the policy, in seconds."""
     safety: SafetySettings = SafetySettings()

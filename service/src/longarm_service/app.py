@@ -45,6 +45,8 @@ CHANNEL_OPTIONS = (
     # Robots ping through their tunnel to notice a dead link; gRPC would hang up on more than one ping in 5 minutes
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Whatever the pace: a robot whose connection is closed for "too many pings" stands still
+    ("grpc.http2.max_ping_strikes", 0),
 )
 
 

@@ -77,23 +77,23 @@ def predict(costs: Costs, plan: Plan) -> Prediction:
     trips = RoundTrips()
     chunk = np.zeros((plan.actions_per_chunk, 1), np.float32)
     arriving: tuple[float, ActionChunk] | None = (0.0, ActionChunk(0, 0, 1, 0, -costs.latency, chunk))
-    sequence, captured_at, ticks = 1, -costs.latency, round(SIMULATED_SECONDS * plan.fps)
+    sequence, answered_at, ticks = 1, 0.0, round(SIMULATED_SECONDS * plan.fps)
     idle, ages = 0, []
     for tick in range(ticks):
         now = tick / plan.fps
         if arriving is not None and arriving[0] <= now:
             queue.merge(arriving[1])
             trips.add(arriving[0] - arriving[1].captured_at)
-            arriving = None
+            answered_at, arriving = arriving[0], None
         action, _ = queue.take(tick, now)
         if action is None:
             idle += 1
         else:
             ages.append(now - action.captured_at)
         left = queue.playback_left(now, plan.fps)
-        depth, since_capture = queue.depth(), now - captured_at
-        if arriving is None and replanner.wants(depth, plan.actions_per_chunk, left, trips.p95(), since_capture):
-            sequence, captured_at = sequence + 1, now
+        depth, rested = queue.depth(), now - answered_at
+        if arriving is None and replanner.wants(depth, plan.actions_per_chunk, left, trips.p95(), rested):
+            sequence += 1
             latency = costs.latency * max(0.5, 1 + JITTER * rng.standard_normal())
             arriving = (now + latency, ActionChunk(0, 0, sequence, tick + 1, now, chunk))
     return Prediction(
