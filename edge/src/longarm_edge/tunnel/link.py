@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from longarm_edge.tunnel.dialing import open_connection
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
 from longarm_edge.tunnel.host_keys import HostKeys
 from longarm_edge.tunnel.settings import SshSettings
@@ -62,7 +63,7 @@ def dial(host: str, port: int, settings: SshSettings) -> socket.socket:
       TunnelError: The name has no address, or the address does not answer.
     """
     try:
-        connection = socket.create_connection((host, port), settings.connect_timeout)
+        connection = open_connection(host, port, settings.connect_timeout)
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise TunnelError(

@@ -81,7 +81,7 @@ class SshSettings(BaseModel):
     """Local port that leads to the service. 0: a free one."""
     local_metrics_port: Port = 0
     """Local port that leads to the service's metrics. 0: a free one."""
-    silence_timeout: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 5.0
+    silence_timeout: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 3.0
     """Seconds without a sign of life after which a connection counts as dead and is made anew."""
     connect_timeout: Seconds = 15.0
     """Seconds that each step of connecting may take."""
