@@ -115,7 +115,7 @@ def figures(events: np.ndarray, begun: float, ended: float, fps: float) -> Figur
     return Figures(
         seconds=seconds,
         actions_per_second=len(window.at) / seconds,
-        missing_ticks=max(0, round(seconds * fps) - len(window.at)),
+        missing_ticks=max(0, round(seconds * fps) - len(window.at), _holes(shown.at, fps)),
         late_p50_ms=quantile(late, 0.5),
         late_p99_ms=quantile(late, 0.99),
         late_max_ms=quantile(late, 1.0),
@@ -129,6 +129,11 @@ def figures(events: np.ndarray, begun: float, ended: float, fps: float) -> Figur
         switch_max_deg=quantile(steps[switched], 1.0),
         inside_max_deg=quantile(steps[~switched], 1.0),
     )
+
+
+def _holes(at: np.ndarray, fps: float) -> int:
+    """Returns the periods without a command between commands. One that comes almost a period late leaves none."""
+    return int((np.floor(np.diff(at) * fps + 0.1) - 1).clip(0).sum())
 
 
 @dataclass(frozen=True)

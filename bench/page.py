@@ -16,16 +16,21 @@ Everything is read from the robot's side: each observation and each command with
 network interface. The policy answers with the number of the observation, so that every command tells where it comes
 from. Both peers are as installed, with their own defaults; LeRobot's server is told the bench's type of policy.
 
-- **missing ticks**: periods of 1/{FPS} s in the window without a command.
+- **missing ticks**: periods of 1/{FPS} s in the window without a command, or how many commands are too few for it: the
+  larger of the two.
 - **late**: how much longer than 1/{FPS} s it was from command to command.
 - **obs → first action**: from the beginning of an observation to the first command that rests on it.
 - **action age**: from the beginning of the newest observation behind a command to that command.
 - **floor**: RTT + this peer's own bytes / rate + inference. No peer can be faster; a command waits up to a tick on top.
+- **bars**: first action within {BAR_FACTOR:g} floors and one tick; bytes and processor time against LeRobot on the same
+  link and way.
 - **kB per observation**: bytes that left the robot's interface, headers and repeats included, per observation taken.
 - **step at switch**: largest joint's step from the last command of one chunk to the next one's first.
 - **Outages**: times in the last two columns count from the link's return, or from when the server listens again. Its
   start takes some seconds, in grey in the picture.
 - **edge CPU**: of one core, of the robot's half, the robot and the tunnel's local process included.
+- Longarm sends frames in the policy's size, 320x240 here, as JPEG; LeRobot sends 640x480 as they are. That is where
+  the bytes go.
 - The SSH tunnel is Longarm's own, and for LeRobot a plain `ssh -N -L`.
 """
 
@@ -74,13 +79,13 @@ def _outages(rows: list[Row], event: Event) -> list[str]:
 
 def _bars(plain: list[Row]) -> list[str]:
     """Returns which of Longarm's rows keep what was promised."""
-    stock = {row.cell.link.name: row for row in plain if row.cell.peer != "Longarm" and not row.cell.through_ssh}
+    stock = {(row.cell.link.name, row.cell.through_ssh): row for row in plain if row.cell.peer != "Longarm"}
     lines = []
     for row in plain:
         found = row.figures
         if row.cell.peer != "Longarm" or found is None:
             continue
-        other = stock.get(row.cell.link.name)
+        other = stock.get((row.cell.link.name, row.cell.through_ssh))
         checks: list[bool | None] = [
             found.missing_ticks == 0,
             found.late_p99_ms <= MOST_LATE_MS,

@@ -26,12 +26,21 @@ def test_every_flag_of_lerobots_client_and_server_has_its_place() -> None:
     assert not missing
 
 
+def anchors(page: Path) -> set[str]:
+    """Returns what a link may name after #: headings in small letters, words joined by dashes, other signs left out."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
-    broken = [
-        f"{page.name}: {target}"
-        for page in pages
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
-        if not (page.parent / target).exists()
+    pages = [
+        path for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "bench/**/*.md") for path in ROOT.glob(pattern)
     ]
-    assert not broken
+    assert len(pages) > 20
+    broken = []
+    for page in pages:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            file = page.parent / target if target else page
+            if not file.exists() or (anchor and anchor not in anchors(file)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}#{anchor}")
+    assert broken == []

@@ -190,8 +190,8 @@ def test_a_rate_that_no_dataset_has_is_refused(edge, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("setting", "absent", "command"),
     [
-        ({"record": RecordSettings(dir="somewhere")}, "datasets", "pip install 'longarm-edge[record]'"),
-        ({"display": "run.rrd"}, "rerun", "pip install 'longarm-edge[display]'"),
+        ({"record": RecordSettings(dir="somewhere")}, "datasets", "pip install -e 'edge[record]' in a checkout"),
+        ({"display": "run.rrd"}, "rerun", "pip install -e 'edge[display]' in a checkout"),
     ],
 )
 def test_a_missing_extra_is_named_with_the_command(edge, monkeypatch, setting, absent: str, command: str) -> None:

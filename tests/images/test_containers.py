@@ -2,13 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from longarm_wire import exit_codes
-from tests.images.conftest import ROOT, docker, packages, run, shell
+from tests.images.conftest import CONFINED, ROOT, docker, packages, run, shell
 
 pytestmark = pytest.mark.timeout(1800)
 IMAGES = ("server_image", "client_image")
@@ -176,6 +181,62 @@ def test_a_policy_that_the_service_may_not_read_is_refused_with_the_fix(server_i
     assert done.returncode == exit_codes.CANNOT_START, done.stderr
     assert "chmod -R a+rX /policies" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_service_can_share_the_machines_network_and_stays_on_its_loopback(server_image: str) -> None:
+    """--network host: the machine's own sshd leads robots to it, and nobody else gets there."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        port, metrics_port = one.getsockname()[1], other.getsockname()[1]
+    settings = {"PORT": port, "METRICS_PORT": metrics_port, "POLICY_DEVICE": "cpu"}
+    options = [word for name, value in settings.items() for word in ("-e", f"LONGARM_SERVICE_{name}={value}")]
+    confined = [*CONFINED, "--tmpfs", "/var/lib/longarm:uid=10001", "--network", "host"]
+    container = docker("run", "-d", *confined, *options, server_image).stdout.strip()
+    try:
+        deadline = time.monotonic() + 120
+        while "Status:healthy" not in (state := health(container)):
+            assert time.monotonic() < deadline, state + docker("logs", container).stderr
+            time.sleep(0.5)
+        with socket.create_connection(("127.0.0.1", port), 5):
+            pass
+        elsewhere = docker("exec", container, "hostname", "-I").stdout.split()
+        for address in elsewhere:
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection((address, port), 5).close()
+    finally:
+        docker("rm", "-f", "-v", container)
+
+
+def health(container: str) -> str:
+    """Returns what Docker's health check has found."""
+    return docker("inspect", "-f", "Status:{{if .State.Health}}{{.State.Health.Status}}{{end}}", container).stdout
+
+
+def test_a_device_that_is_handed_in_can_be_opened(client_image: str) -> None:
+    """As motors are: by --device, and by the number of the group that may open them."""
+    script = "import os; os.close(os.open('/dev/ttyACM0', os.O_RDWR)); print(sorted(os.getgroups()))"
+    options = ["--device", "/dev/null:/dev/ttyACM0", "--group-add", "20", "--entrypoint", "python3"]
+    done = docker("run", "--rm", *CONFINED, *options, client_image, "-c", script)
+    assert "20" in done.stdout
+
+
+def test_a_robot_that_stalls_is_unhealthy() -> None:
+    """The health check does what /healthz says."""
+
+    class Stalled(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b"stalled\n")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stalled) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {"LONGARM_EDGE_METRICS_PORT": str(server.server_port)}
+        command = [sys.executable, "-IS", ROOT / "images" / "health.py", "LONGARM_EDGE", "9101", "/healthz"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert (done.returncode, done.stdout) == (1, "stalled\n")
 
 
 def test_the_health_check_fails_where_nothing_answers(image: str) -> None:

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Demo:
 
     def __init__(self, folder: Path) -> None:
         self.edge, self.prometheus = free_port(), free_port()
-        self.project = f"longarm-test-{os.getpid()}"
+        self.project = f"longarm-test-{uuid.uuid4().hex[:8]}"
         # The way to rest shows in the log; and a busy machine may take its time to start a service again
         settings = {
             "LONGARM_EDGE_SAFETY__ON_STOP": "rest",

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,13 +44,13 @@ def robot(server_image: str, client_image: str, key: Path) -> Iterator[Robot]:
     """A server without a policy, whose sshd lets the robot in, and the robot."""
     network = server = robot = ""
     try:
-        network = docker("network", "create", f"longarm-test-sshd-{key.parent.name}").stdout.strip()
+        network = docker("network", "create", f"longarm-test-sshd-{uuid.uuid4().hex[:8]}").stdout.strip()
         public = key.with_suffix(".pub").read_text().strip()
         options = ["-d", "--network", network, *CONFINED, "--tmpfs", "/var/lib/longarm:uid=10001,mode=700"]
         options += ["--network-alias", "server", "-e", f"LONGARM_SSHD_AUTHORIZED_KEYS={public}"]
         server = docker("run", *options, server_image).stdout.strip()[:12]
         options = ["-d", "--network", network, *CONFINED, "--entrypoint", "sleep"]
-        robot = docker("run", *options, client_image, "600").stdout.strip()[:12]
+        robot = docker("run", *options, client_image, "3600").stdout.strip()[:12]
         docker("exec", "-i", robot, "sh", "-c", "umask 077; cat >/tmp/key", input=key.read_text())
         there = Robot(robot, server)
         deadline = time.monotonic() + 120
@@ -130,7 +131,8 @@ def test_nothing_it_asks_for_is_run(robot: Robot, what: str) -> None:
 
 def test_a_unix_socket_is_not_led_to(robot: Robot) -> None:
     connect = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/tmp/s'); print(s.recv(1))"
-    _, said = robot.do(f'$SSH -N -L /tmp/s:/run/x $AT & sleep 2; python3 -c "{connect}"; kill %1')
+    listening = "for _ in $(seq 100); do [ -S /tmp/s ] && break; sleep 0.2; done"
+    _, said = robot.do(f'$SSH -N -L /tmp/s:/run/x $AT & {listening}; python3 -c "{connect}"; kill %1')
     assert "b''" in said
     assert "refused streamlocal port forward" in robot.log()
 

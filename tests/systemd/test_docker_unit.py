@@ -13,7 +13,7 @@ import pytest
 
 from tests.systemd.conftest import DEPLOY, MOUNTS, PLUGINS, Machine, booted, docker, install_service
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 UNIT = "longarm-edge-docker"
 UID = 10001
@@ -69,7 +69,7 @@ def machine(image: str, checkpoint: Path, tmp_path_factory) -> Iterator[Containe
         booted_machine.run("deploy/systemd/install", "edge-docker")
         unit = (DEPLOY / f"{UNIT}.service").read_text()
         # A robot of this machine's own must not meet the test
-        unit = unit.replace(" longarm-edge", f" {name}").replace("%t/longarm-edge", str(shared))
+        unit = unit.replace(" longarm-edge", f" {name}").replace("%t/longarm-edge-docker", str(shared))
         booted_machine.write(f"/etc/systemd/system/{UNIT}.service", unit)
         drop_in = f"[Service]\nPrivateTmp=no\nReadWritePaths={shared}\nRestartSec=1\n"
         booted_machine.write(f"/etc/systemd/system/{UNIT}.service.d/test.conf", drop_in)

@@ -100,6 +100,14 @@ def test_untouched_settings_go_without_a_purge(machine) -> None:
     machine.run(INSTALL, "service", *WITH_VENV)
     machine.run(UNINSTALL, "service")
     assert machine.run("ls", "/etc/longarm", check=False).returncode != 0
+    # As the first one advises, where something was kept
+    machine.run(UNINSTALL, "service", "--purge")
+    assert machine.run("id", "longarm", check=False).returncode != 0
+
+
+def test_two_units_for_one_robot_are_pointed_out(machine) -> None:
+    machine.run(INSTALL, "edge", *WITH_VENV)
+    assert "systemctl disable longarm-edge\n" in machine.run(INSTALL, "edge-docker").stdout
 
 
 def test_an_uninstall_leaves_the_others_alone(machine) -> None:

@@ -69,7 +69,9 @@ class Display:
 
 def _job(where: str, spec: RobotSpec) -> dict[str, Any]:
     if importlib.util.find_spec("rerun") is None:
-        raise ConfigurationError(["--display needs rerun-sdk, not installed here: pip install 'longarm-edge[display]'"])
+        raise ConfigurationError(
+            ["--display needs rerun-sdk, not installed here: pip install -e 'edge[display]' in a checkout"]
+        )
     host, _, port = where.rpartition(":")
     if where == "spawn":
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

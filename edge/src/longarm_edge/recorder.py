@@ -87,7 +87,7 @@ def _job(settings: EdgeSettings, spec: RobotSpec) -> dict[str, Any]:
     assert record.dir is not None, "there is no recording without a directory"  # noqa: S101
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ConfigurationError(
-            [f"--record needs {', '.join(missing)}, not installed here: pip install 'longarm-edge[record]'"]
+            [f"--record needs {', '.join(missing)}, not installed here: pip install -e 'edge[record]' in a checkout"]
         )
     if settings.fps != round(settings.fps):
         raise ConfigurationError(
