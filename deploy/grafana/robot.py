@@ -216,7 +216,14 @@ def dashboard() -> Dashboard:
                 increases("longarm_edge_reconnects_total", ROBOT, "reason"),
             ),
         ],
-        "Bytes": [
+        "Bytes and recording": [
+            graph(
+                "Frames recorded",
+                "short",
+                "With --record: frames handed to the writer, and those dropped: no observation in time, or the writer "
+                "did not keep up. Good: as many written as ticks, none dropped.",
+                increases("longarm_edge_recording_frames_total", ROBOT, "outcome"),
+            ),
             graph(
                 "Requests and replies",
                 "Bps",

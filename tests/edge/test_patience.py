@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longarm_edge.patience import LEAST_CONNECT_SECONDS, LEAST_SECONDS, USUAL_TIMES, Patience
+from longarm_edge.patience import LEAST_CONNECT_SECONDS, LEAST_SECONDS, LONG_ATTEMPT, USUAL_TIMES, Patience
 
 
 def test_nothing_is_hurried_before_anything_is_known() -> None:
@@ -40,12 +40,14 @@ def test_a_service_that_became_slower_is_reached_in_the_end() -> None:
     assert patience.deadline() == 5.0
 
 
-def test_however_long_the_link_was_gone_the_next_attempt_is_short() -> None:
+def test_however_long_the_link_was_gone_most_attempts_are_short_and_some_are_long() -> None:
+    """Short: the link may be back now. Long: it may be slower than it ever was, and no short one would get through."""
     patience = Patience(most=5.0)
     patience.answered(0.12, 0.02)
     for _ in range(50):
         patience.lost()
-    assert patience.connect_seconds() == LEAST_CONNECT_SECONDS
+    seconds = [patience.connect_seconds() for _ in range(2 * LONG_ATTEMPT)]
+    assert seconds == ([LEAST_CONNECT_SECONDS] * (LONG_ATTEMPT - 1) + [5.0]) * 2
 
 
 @given(st.lists(st.floats(0, 1e3), max_size=60), st.integers(0, 100), st.floats(0.1, 100))

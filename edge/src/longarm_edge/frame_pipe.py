@@ -1,5 +1,6 @@
 """Hands frames over to a process of its own, without ever waiting for it."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -108,8 +110,9 @@ class FramePipe:
         if self._process is None:
             return ""
         self._closing.set()
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             raise FramePipeError(f"It is not finished after {timeout:g} s. It goes on by itself.")
         if self.failure is not None:
@@ -120,7 +123,8 @@ class FramePipe:
         assert process.stdin is not None  # noqa: S101
         fd = process.stdin.fileno()
         if hasattr(fcntl, "F_SETPIPE_SZ"):
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            with contextlib.suppress(OSError):  # the system allows less: more rounds
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             write_job(fd, self._job)
             while (frame := self._next()) is not None:
@@ -144,7 +148,11 @@ class FramePipe:
         outcome: dict[str, Any] = {}
         with process.stdout as answers:
             for line in answers:
-                answer = json.loads(line)
+                try:
+                    answer = json.loads(line)
+                except ValueError:  # something that a library printed before it could be kept from it
+                    logger.debug("%s said: %r", self._module, line)
+                    continue
                 if "written" in answer:
                     self._on_written(answer["written"] - self._written)
                     self._written = answer["written"]

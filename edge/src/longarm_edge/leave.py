@@ -47,8 +47,7 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
     if safety.on_stop is StopRule.HOLD and safety.when_idle is not IdleRule.ZERO:
         # Connecting would take the torque away for a moment: many drivers configure the motors then
         logger.warning("the run was killed; the motors hold as they are (on_stop=hold), and are left alone")
-        pose_file.forget(path)
-        return exit_codes.DONE
+        return exit_codes.DONE if pose_file.forget(path) else exit_codes.FAILED
     logger.warning("the run was killed: leaving the arm by rule, on_stop=%s", safety.on_stop.value)
     with _bounded(PATIENCE_SECONDS + safety.rest_seconds):
         return _leave(settings, make_robot(), path, clock)
@@ -62,10 +61,14 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock) -> in
             robot.connect()
             start_pose, now_at = _poses(settings, robot, path)
         except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
-            logger.error("the arm cannot be left by rule, and holds: %s", error)
-            robot.disconnect(torque=True)
+            logger.error("the arm cannot be left by rule: %s", error)
+            # Without a way back there is torque alone to decide on, and that needs no pose
+            safety = settings.safety.model_copy(update={"on_stop": _without_pose(settings.safety.on_stop)})
+            leave_arm(
+                robot, safety, start_pose=None, last_command=None, fps=settings.fps, clock=clock, at_once=lambda: True
+            )
             return exit_codes.FAILED
-        leave_arm(
+        worked = leave_arm(
             robot,
             settings.safety,
             start_pose=start_pose,
@@ -74,8 +77,11 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock) -> in
             clock=clock,
             at_once=lambda: signals.count > 0,
         )
-    pose_file.forget(path)
-    return exit_codes.DONE
+    return exit_codes.DONE if worked and pose_file.forget(path) else exit_codes.FAILED
+
+
+def _without_pose(rule: StopRule) -> StopRule:
+    return StopRule.HOLD if rule is StopRule.REST else rule
 
 
 def _poses(settings: EdgeSettings, robot: Robot, path: Path) -> tuple[np.ndarray | None, np.ndarray]:

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -101,7 +101,7 @@ class SharedView:
             tick, started = self._next_tick(), self._clock.now()
             if self._last is not None and self._last.tick == tick and started - self._last.started < self._period:
                 return self._last.reading
-            reading = self._robot.observe()
+            reading = replace(self._robot.observe(), captured_at=started)
             finished = self._clock.now()
             self._seconds.append(finished - started)
             self._last = _Capture(tick, started, finished, reading)
@@ -155,7 +155,8 @@ class Observer:
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     def start(self) -> None:
-        """Begins; to be called before tick 0, whose observation is captured now."""
+        """Begins, and returns when tick 0 has its observation. To be called right before tick 0."""
+        self._capture()
         self._thread.start()
 
     def executed(self, executed: Executed) -> None:
@@ -177,7 +178,6 @@ class Observer:
             self._thread.join()
 
     def _run(self) -> None:
-        self._capture()
         while (executed := self._notes.get()) is not None:
             self._offer(Frame(executed, self._view.seen_before(executed), self._latency()))
             # A capture that usually reaches into the next tick would delay it on a robot that serves one call at a time

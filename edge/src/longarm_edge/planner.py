@@ -180,6 +180,8 @@ class Planner:
             self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
             return
         observed = self.clock.now()
+        if reading.captured_at is not None:  # it was shared, and is a little older than this question
+            captured_at = reading.captured_at
         look = look_at(reading.state, reading.images)
         urgent = self.replanner.urgent(playback_left, p95)
         redundant = not urgent and self.observation_filter.is_redundant(look)
@@ -278,7 +280,8 @@ class Planner:
             self.link.unreachable(str(error))
             self._say(str(error))
             return False
-        return True
+        self.link.reached()
+        return not self._stopping.is_set()
 
     def _lost(self, error: UnreachableError) -> None:
         """The connection is gone: its replies belong to the past."""

@@ -4,6 +4,7 @@ A run that is killed leaves the file behind: it says that the arm was not left b
 """
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from longarm_wire.settings import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 
 def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
@@ -34,9 +37,12 @@ def is_kept(path: Path) -> bool:
       ConfigurationError: This user cannot tell.
     """
     try:
-        return path.is_file()
+        path.stat()
+    except FileNotFoundError:
+        return False
     except OSError as error:
         raise ConfigurationError([f"Cannot look for {path} (safety.pose_file): {error.strerror}"]) from error
+    return True
 
 
 def read(path: Path, names: Sequence[str]) -> np.ndarray:
@@ -52,6 +58,11 @@ def read(path: Path, names: Sequence[str]) -> np.ndarray:
     return np.array([found[name] for name in names], np.float32)
 
 
-def forget(path: Path) -> None:
-    """Removes the file, if it is there."""
-    path.unlink(missing_ok=True)
+def forget(path: Path) -> bool:
+    """Removes the file, if it is there. Returns whether it is gone."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.error("cannot remove %s (safety.pose_file): %s", path, error.strerror)
+        return False
+    return True

@@ -19,10 +19,12 @@ class RobotReading:
     Attributes:
       state: float32, shape (state_names), robot units.
       images: RGB frames by camera, uint8, shape (height, width, 3).
+      captured_at: When the capture began, seconds on the monotonic clock; None where whoever asked knows it best.
     """
 
     state: np.ndarray
     images: Mapping[str, np.ndarray]
+    captured_at: float | None = None
 
 
 class Robot(Protocol):

@@ -371,7 +371,7 @@ class _Arm:
         hurry = signals.count > 1
         before = signals.count
         signals.patience = before + 2
-        leave_arm(
+        worked = leave_arm(
             self._robot,
             self._settings.safety,
             start_pose=self._start_pose,
@@ -380,8 +380,11 @@ class _Arm:
             clock=self._clock,
             at_once=lambda: hurry or signals.count > before,
         )
-        if self._pose_file is not None:
+        # What went wrong is left for `longarm-edge leave` to mend
+        if worked and self._pose_file is not None:
             pose_file.forget(self._pose_file)
+        # The arm is out of our hands: from here on there is only what was recorded to put away
+        signals.patience = sys.maxsize
 
 
 def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> RunResult:

@@ -68,8 +68,10 @@ def leave_arm(
     fps: float,
     clock: Clock,
     at_once: Callable[[], bool],
-) -> None:
+) -> bool:
     """Leaves the arm as safety.on_stop says, then lets go of it. Never raises: every step is tried.
+
+    Returns whether every step worked.
 
     Args:
       robot: Connected or not.
@@ -81,6 +83,7 @@ def leave_arm(
       at_once: Whether to skip the way back.
     """
     rule = safety.on_stop
+    worked = True
     try:
         if safety.when_idle is IdleRule.ZERO and last_command is not None:
             robot.send(np.zeros_like(last_command))
@@ -88,11 +91,14 @@ def leave_arm(
             _move_to_rest(robot, start_pose, last_command, safety.rest_seconds, fps, clock, at_once)
     except Exception:
         logger.exception("the last command did not reach the robot")
+        worked = False
     torque = {StopRule.HOLD: True, StopRule.REST: True if at_once() else None, StopRule.RELEASE: False}[rule]
     try:
         robot.disconnect(torque=torque)
     except Exception:
         logger.exception("the robot could not be let go of")
+        worked = False
+    return worked
 
 
 def _move_to_rest(

@@ -214,8 +214,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
     def _company(self, session: Session) -> Company | None:
         policy, most = session.lease.policy, self._settings.max_batch_size
         if not most:
-            loader = self._shelf.loader
-            most = DEFAULT_BATCH_SIZE if loader is not None and loader.device != "cpu" else 1
+            most = 1 if session.lease.device == "cpu" else DEFAULT_BATCH_SIZE
         if most < 2 or session.rtc is not None or not policy.takes_batches:
             return None
         return Company(id(policy), most, expected=self._sessions.sharing(session))

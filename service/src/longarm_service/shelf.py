@@ -35,8 +35,9 @@ class _Entry:
 class Lease:
     """One use of a loaded policy, which keeps it in memory until released."""
 
-    def __init__(self, policy: LoadedPolicy, entry: _Entry) -> None:
+    def __init__(self, policy: LoadedPolicy, entry: _Entry, device: str) -> None:
         self.policy = policy
+        self.device = device
         self._entry: _Entry | None = entry
 
     def release(self) -> None:
@@ -113,7 +114,7 @@ class PolicyShelf:
         entry.listeners.append(report)
         assert entry.load is not None  # noqa: S101 - set above
         try:
-            return Lease(await asyncio.shield(entry.load), entry)
+            return Lease(await asyncio.shield(entry.load), entry, choice.device)
         except BaseException:
             entry.use_count -= 1
             raise

@@ -52,6 +52,20 @@ def test_a_name_without_an_address() -> None:
         open_connection("no-such-host.invalid", 22, 5)
 
 
+def test_an_address_that_cannot_be_dialled_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with an IPv6 address first, on a machine without IPv6."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = socket.getaddrinfo("127.0.0.1", server.getsockname()[1], type=socket.SOCK_STREAM)
+        strange = (12345, socket.SOCK_STREAM, 0, "", ("::1", 1))
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [strange, *found])
+        begun = time.monotonic()
+        open_connection("gpu.example.com", 22, 30).close()
+        assert time.monotonic() - begun < 15
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [strange])
+        with pytest.raises(OSError, match="not supported"):
+            open_connection("gpu.example.com", 22, 30)
+
+
 def test_nobody_answers(deaf: socket.socket) -> None:
     with pytest.raises(TimeoutError):
         open_connection("127.0.0.1", deaf.getsockname()[1], 1.3)

@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import time
+from typing import Any
 
 # An attempt that gets no answer is repeated by TCP after 1, 3, 7, … s: a link that is back may go unnoticed for as long
 # as it was gone. A fresh attempt notices it at once
@@ -34,16 +35,14 @@ def open_connection(host: str, port: int, timeout: float) -> socket.socket:
         while (now := time.monotonic()) < deadline:
             if now >= next_attempt:
                 next_attempt = now + ATTEMPT_SECONDS
-                family, kind, protocol, _, address = next(turns)
-                attempts.append(socket.socket(family, kind, protocol))
-                attempts[-1].setblocking(False)
-                code = attempts[-1].connect_ex(address)
-                if code not in (0, errno.EINPROGRESS):
-                    attempts.pop().close()
-                    refusals.append(code)
+                try:
+                    attempts.append(_begin(*next(turns)))
+                except OSError as error:  # no route, or a kind of address that this machine does not have
+                    refusals.append(error.errno or errno.EHOSTUNREACH)
                 if len(attempts) > MAX_ATTEMPTS:
                     attempts.pop(1).close()
-            _, decided, _ = select.select([], attempts, [], max(0.0, min(next_attempt, deadline) - now))
+            pause = max(0.0, min(next_attempt, deadline) - now) if attempts else 0.0
+            _, decided, _ = select.select([], attempts, [], pause)
             for attempt in decided:
                 attempts.remove(attempt)
                 code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -60,3 +59,14 @@ def open_connection(host: str, port: int, timeout: float) -> socket.socket:
         for attempt in attempts:
             attempt.close()
     raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+
+def _begin(family: int, kind: int, protocol: int, _: str, address: Any) -> socket.socket:
+    """Returns a socket on its way to address. Raises OSError if there is no way."""
+    attempt = socket.socket(family, kind, protocol)
+    attempt.setblocking(False)
+    code = attempt.connect_ex(address)
+    if code not in (0, errno.EINPROGRESS):
+        attempt.close()
+        raise OSError(code, os.strerror(code))
+    return attempt
