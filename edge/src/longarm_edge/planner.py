@@ -154,6 +154,8 @@ class Planner:
             try:
                 self._step()
             except Exception as error:
+                if self._stopping.is_set():  # the channel was closed under a call
+                    return
                 # An exception nobody foresaw must not leave the loop without a planner and without a word
                 logger.exception("the planner failed")
                 self.link.fail(f"The planner failed: {error}")

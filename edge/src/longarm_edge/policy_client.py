@@ -244,11 +244,12 @@ class PolicyClient:
         Raises:
           UnreachableError: It cannot.
         """
-        ready = grpc.channel_ready_future(self._channel)
         try:
-            ready.result(timeout)
-        except grpc.FutureTimeoutError:
-            ready.cancel()
+            # A call that waits, and not gRPC's own future: that one's thread fails when the channel is closed meanwhile
+            self._stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if not isinstance(_translated(error, self.address, timeout), UnreachableError):
+                return  # it answers, if only to complain
             self.redial()
             raise UnreachableError(
                 f"The service at {self.address} is out of reach: no connection comes about"
