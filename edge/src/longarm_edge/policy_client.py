@@ -380,7 +380,7 @@ def _translated(error: grpc.RpcError, address: str, timeout: float) -> Unreachab
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     details = error.details() if isinstance(error, grpc.Call) else str(error)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return UnreachableError(f"The service at {address} did not answer within {timeout:.2g} s")
+        return UnreachableError(f"The service at {address} did not answer within {round(timeout, 1):g} s")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return UnreachableError(f"The service at {address} is out of reach: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
