@@ -1,5 +1,6 @@
-"""Makes tiny LeRobot checkpoints with random weights, by LeRobot's own means."""
+"""Makes tiny LeRobot checkpoints with random weights, by LeRobot's own means, and feeds them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_pre_post_processors
 from lerobot.policies.factory import make_policy_config
+
+from longarm_service.policy import Observation, Processors
 
 JOINTS = tuple(f"joint_{i}.pos" for i in range(6))
 HEIGHT, WIDTH = 48, 64
@@ -84,3 +87,9 @@ def save(
     preprocessor.save_pretrained(directory)
     postprocessor.save_pretrained(directory)
     return directory
+
+
+def preprocessed(processors: Processors, seen: Observation) -> Any:
+    """Returns what a policy takes for an observation whose images are frames as decoded."""
+    prepared = {key: processors.prepare_frame(key, frame) for key, frame in seen.images.items()}
+    return processors.preprocess(replace(seen, images=prepared))

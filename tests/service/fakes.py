@@ -46,6 +46,10 @@ class FakeProcessors(Processors):
     resets: int = 0
     remembered: Observation | None = None
 
+    def prepare_frame(self, key: str, frame: np.ndarray) -> np.ndarray:
+        assert key.startswith("observation.images.")
+        return frame
+
     def preprocess(self, observation: Observation) -> Observation:
         self.remembered = observation
         return observation

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.service.checkpoints import SMALL_DIFFUSION, save
+from tests.service.checkpoints import SMALL_DIFFUSION, preprocessed, save
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     PATIENCE_SECONDS,
@@ -250,7 +250,7 @@ def test_a_batch_answers_what_each_would_get_alone(
     processors = [policy.open_processors() for _ in seen]
 
     def prepared() -> list[Any]:
-        return [p.preprocess(one) for p, one in zip(processors, seen, strict=True)]
+        return [preprocessed(p, one) for p, one in zip(processors, seen, strict=True)]
 
     torch.manual_seed(1)
     alone = [p.postprocess(policy.predict(one)) for p, one in zip(processors, prepared(), strict=True)]
@@ -268,7 +268,7 @@ def test_tasks_of_other_lengths_have_other_shapes(smolvla_checkpoint: Path) -> N
     policy = load(smolvla_checkpoint)
     processors = policy.open_processors()
     shapes = [
-        policy.shape_of(processors.preprocess(one))
+        policy.shape_of(preprocessed(processors, one))
         for one in observations(policy, ["pick the cup", "put the cube", "pick the red cup in the blue cup"])
     ]
     assert shapes[0] == shapes[1] != shapes[2]
@@ -305,7 +305,7 @@ def test_a_compiled_policy_is_not_batched(act_checkpoint: Path, monkeypatch: pyt
 def test_a_batch_that_comes_back_short_counts_as_failed(act_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load(act_checkpoint)
     processors = policy.open_processors()
-    batches = [processors.preprocess(one) for one in observations(policy, ["", ""])]
+    batches = [preprocessed(processors, one) for one in observations(policy, ["", ""])]
     monkeypatch.setattr(policy.model, "_forward", lambda _: torch.zeros(1, 12, 6))
     with pytest.raises(ValueError, match="Expected 2 chunks"):
         policy.predict_batch(batches)

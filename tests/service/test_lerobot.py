@@ -21,6 +21,7 @@ from tests.service.checkpoints import (
     JOINTS,
     SMALL_DIFFUSION,
     WIDTH,
+    preprocessed,
     save,
     save_act,
 )
@@ -70,7 +71,7 @@ def some_observation(seed: int = 0, cameras: tuple[str, ...] = CAMERAS) -> Obser
 
 def answer(policy: LerobotPolicy, seen: Observation) -> np.ndarray:
     processors = policy.open_processors()
-    return processors.postprocess(policy.predict(processors.preprocess(seen)))
+    return processors.postprocess(policy.predict(preprocessed(processors, seen)))
 
 
 def robot_of(cameras: tuple[str, ...] = ("front", "wrist")) -> pb.RobotSpec:
@@ -199,7 +200,7 @@ def test_relative_actions_are_decoded_against_the_sessions_own_state(
     loaded, plain = load(lerobot, directory), load(lerobot, act_checkpoint)
     one, other = loaded.open_processors(), loaded.open_processors()
     seen = [some_observation(1), some_observation(2)]
-    prepared = [one.preprocess(seen[0]), other.preprocess(seen[1])]
+    prepared = [preprocessed(one, seen[0]), preprocessed(other, seen[1])]
     for processors, batch, view in zip((one, other), prepared, seen, strict=True):
         actions = processors.postprocess(loaded.predict(batch))
         np.testing.assert_allclose(actions, answer(plain, view) + view.state, rtol=1e-5)
@@ -212,17 +213,17 @@ def test_a_policy_with_queues_sees_the_current_observation_alone(lerobot: Lerobo
     processors = policy.open_processors()
     seen, other = some_observation(1), some_observation(2)
     torch.manual_seed(3)
-    first = processors.postprocess(policy.predict(processors.preprocess(seen)))
-    policy.predict(processors.preprocess(other))
+    first = processors.postprocess(policy.predict(preprocessed(processors, seen)))
+    policy.predict(preprocessed(processors, other))
     torch.manual_seed(3)
-    again = processors.postprocess(policy.predict(processors.preprocess(seen)))
+    again = processors.postprocess(policy.predict(preprocessed(processors, seen)))
     np.testing.assert_array_equal(first, again)
     # What LeRobot's own step-by-step loop gives on the robot
     stock = policy.model._policy
     stock.reset()
     torch.manual_seed(3)
     with torch.inference_mode():
-        batch = {k: v for k, v in processors.preprocess(seen).items() if k != "action"}
+        batch = {k: v for k, v in preprocessed(processors, seen).items() if k != "action"}
         steps = [processors._postprocessor(stock.select_action(dict(batch))) for _ in range(8)]
     np.testing.assert_array_equal(first, torch.cat(steps).numpy())
 

@@ -22,6 +22,7 @@ from lerobot.policies import make_pre_post_processors
 from lerobot.policies.rtc import RTCConfig as LerobotRtcConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.processor import AbsoluteActionsProcessorStep, RelativeActionsProcessorStep
+from tests.service.checkpoints import preprocessed
 from tests.service.conftest import Serve
 from tests.service.fakes import FakeLoader, failing, fake_spec, observation, open_session, robot
 
@@ -228,7 +229,7 @@ def predict(policy: LerobotPolicy, guidance: Guidance | None, seed: int = 0) -> 
     """The model-space chunk for one and the same observation."""
     processors = policy.open_processors()
     torch.manual_seed(seed)
-    return processors.in_model_space(policy.predict(processors.preprocess(some_observation(0)), guidance))
+    return processors.in_model_space(policy.predict(preprocessed(processors, some_observation(0)), guidance))
 
 
 def guidance_of(steps: int, delay: int = 2, seed: int = 7, **settings: Any) -> Guidance:

@@ -92,7 +92,7 @@ class LerobotLoader(PolicyLoader):
         processors = _attempt(found, "its processors", make_processors)
         zeros = Observation(
             state=np.zeros(state_dim, np.float32),
-            images={key: np.zeros((*size, 3), np.uint8) for key, size in cameras.items()},
+            images={k: processors.prepare_frame(k, np.zeros((*size, 3), np.uint8)) for k, size in cameras.items()},
             task="warm up",
             robot_type="",
         )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from lerobot.configs import RTCAttentionSchedule
@@ -16,6 +15,7 @@ from lerobot.policies.utils import populate_queues
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+from longarm_service.lerobot_frames import FrameInputs
 from longarm_service.policy import Fingerprint, Guidance, LoadedPolicy, Observation, Processors
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
@@ -46,25 +46,29 @@ class LerobotProcessors(Processors):
         """
         self._preprocessor = preprocessor
         self._postprocessor = postprocessor
-        self._device = device
         self._fed_keys = fed_keys
+        self._frame_inputs = FrameInputs(preprocessor, device)
         steps = preprocessor.steps
         self._normalizer = next((s for s in steps if isinstance(s, NormalizerProcessorStep)), None)
         self._relative = next((s for s in steps if isinstance(s, RelativeActionsProcessorStep) and s.enabled), None)
 
+    def prepare_frame(self, key: str, frame: np.ndarray) -> torch.Tensor:
+        """Returns a frame as FrameInputs.begin does."""
+        return self._frame_inputs.begin(key, frame)
+
     def preprocess(self, observation: Observation) -> Batch:
         """Returns the policy's input batch of one, on the device.
 
-        Frames become float32 of shape (1, 3, height, width) in [0, 1] and the state (1, state_dim), as LeRobot's own
-        rollout feeds its preprocessor. Frames cross to the device as bytes, a quarter of what floats would take.
+        Frames become float32 of shape (1, 3, height, width) and the state (1, state_dim), as LeRobot's own rollout
+        feeds its preprocessor, which then does what is not done yet.
         """
         batch: Batch = {"task": observation.task, "robot_type": observation.robot_type}
         if observation.state.size:
             batch[self._fed(OBS_STATE)] = torch.tensor(observation.state).unsqueeze(0)
         # No inference mode: its tensors cannot take part in the gradients that guide real-time chunking
         with torch.no_grad():
-            for key, frame in observation.images.items():
-                batch[self._fed(key)] = _image_tensor(frame, self._device)
+            for key, image in observation.images.items():
+                batch[self._fed(key)] = self._frame_inputs.finish(image)
             return dict(self._preprocessor(batch))
 
     def postprocess(self, chunk: torch.Tensor) -> np.ndarray:
@@ -262,10 +266,3 @@ def _collated(batches: Sequence[Batch]) -> Batch:
         elif isinstance(value, list):
             collated[key] = [item for batch in batches for item in batch[key]]
     return collated
-
-
-def _image_tensor(frame: np.ndarray, device: torch.device) -> torch.Tensor:
-    # Colours apart while they are bytes: to turn floats around takes longer. Not in place, for frames may be read-only
-    planes = np.empty((3, *frame.shape[:2]), np.uint8)
-    cv2.split(frame, list(planes))
-    return torch.from_numpy(planes).to(device).unsqueeze(0).to(torch.float32).div_(255)

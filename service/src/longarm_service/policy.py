@@ -70,13 +70,13 @@ class Observation:
 
     Attributes:
       state: float32, shape (state_dim,); empty if the policy looks at none.
-      images: From the policy's feature key to uint8 frames of shape (height, width, 3), RGB.
+      images: From the policy's feature key to what Processors.prepare_frame returned for the frame.
       task: Instruction; may be empty.
       robot_type: LeRobot's name of the robot's type.
     """
 
     state: np.ndarray
-    images: Mapping[str, np.ndarray]
+    images: Mapping[str, Any]
     task: str
     robot_type: str
 
@@ -98,6 +98,17 @@ class Guidance:
 
 class Processors(ABC):
     """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
+
+    @abstractmethod
+    def prepare_frame(self, key: str, frame: np.ndarray) -> Any:
+        """Returns a camera's frame as preprocess wants it in an observation: what can be done while it waits.
+
+        On any thread, several at a time.
+
+        Args:
+          key: The policy's feature key.
+          frame: uint8 of shape (height, width, 3), RGB.
+        """
 
     @abstractmethod
     def preprocess(self, observation: Observation) -> Any:

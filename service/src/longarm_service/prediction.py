@@ -38,11 +38,11 @@ class Stopwatch:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A checked request, its session, and its frames, which are decoded while it waits for its turn."""
+    """A checked request, its session, and its frames, which are decoded and prepared while it waits for its turn."""
 
     request: pb.PredictChunkRequest
     session: Session
-    frames: Mapping[str, "Future[np.ndarray]"]
+    frames: Mapping[str, "Future[Any]"]
 
 
 @dataclass(frozen=True)

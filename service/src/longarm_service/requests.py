@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
+from typing import Any
 
 import numpy as np
 
@@ -56,17 +57,17 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
             )
 
 
-def decode(request: pb.PredictChunkRequest, threads: Executor) -> dict[str, "Future[np.ndarray]"]:
-    """Begins to decode the frames of a checked request, all at a time, and returns what will be a frame per camera."""
-    return {
-        image.camera: threads.submit(images.decode, image.data, CODECS[image.codec], image.height, image.width)
-        for image in request.images
-    }
+def decode(request: pb.PredictChunkRequest, session: Session, threads: Executor) -> dict[str, "Future[Any]"]:
+    """Begins to decode and prepare the frames of a checked request, all at a time, and returns a future per camera."""
+    return {image.camera: threads.submit(_decode, image, session) for image in request.images}
 
 
-def unpack(
-    request: pb.PredictChunkRequest, session: Session, decoded: Mapping[str, "Future[np.ndarray]"]
-) -> Observation:
+def _decode(image: pb.Image, session: Session) -> Any:
+    frame = images.decode(image.data, CODECS[image.codec], image.height, image.width)
+    return session.processors.prepare_frame(session.agreement.policy_keys[image.camera], frame)
+
+
+def unpack(request: pb.PredictChunkRequest, session: Session, decoded: Mapping[str, "Future[Any]"]) -> Observation:
     """Returns the observation in the policy's names. Takes a checked request, and what decode returned for it.
 
     Raises:

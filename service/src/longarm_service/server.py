@@ -132,7 +132,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             self._refuse_while_draining()
             session = self._sessions.use(request.session_id)
             requests.check(request, session)
-            job = Job(request, session, requests.decode(request, self._decoders))
+            job = Job(request, session, requests.decode(request, session, self._decoders))
             prediction, queued = await self._worker.run(session.id, job, self._company(session))
             self._sessions.touch(session)
             await asyncio.sleep(max(0.0, self._settings.inference_latency - (time.perf_counter() - arrived)))

@@ -1,0 +1,101 @@
+"""Camera frames on their way into LeRobot's preprocessor: colours apart and, on the CPU, normalised in one pass."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lerobot.configs import FeatureType
+from lerobot.processor import (
+    AddBatchDimensionProcessorStep,
+    DeviceProcessorStep,
+    NormalizerProcessorStep,
+    PolicyProcessorPipeline,
+    RenameObservationsProcessorStep,
+    TransitionKey,
+)
+
+# float32 of shape (3, 256): what each value of each colour becomes
+type Table = np.ndarray
+
+IN_UNIT_RANGE: Table = torch.arange(256).to(torch.float32).div_(255).expand(3, 256).contiguous().numpy()
+
+
+class FrameInputs:
+    """Makes frames the tensors that a preprocessor takes. Safe to use from several threads.
+
+    Normalising costs two passes over floats that are in no cache. On the CPU it is done by looking each byte up
+    instead, in a table that LeRobot's own normaliser filled; the results are equal to the bit. On a GPU frames stay
+    bytes, a quarter of what there would be to transfer.
+    """
+
+    def __init__(self, preprocessor: PolicyProcessorPipeline[Any, Any], device: torch.device) -> None:
+        """Takes over the normalising of frames from preprocessor, where a table can do it.
+
+        Args:
+          preprocessor: Of one session; its normaliser will leave these frames alone.
+          device: Where the policy is.
+        """
+        self._device = device
+        self._tables: Mapping[str, Table] = _taken_over(preprocessor) if device.type == "cpu" else {}
+
+    def begin(self, key: str, frame: np.ndarray) -> torch.Tensor:
+        """Returns a frame of feature key, uint8 of shape (height, width, 3), with everything done that needs no GPU.
+
+        Returns:
+          Shape (1, 3, height, width): float32 for the CPU, otherwise uint8.
+        """
+        planes = cv2.split(frame)
+        if self._device.type != "cpu":
+            return torch.from_numpy(np.stack(planes)).unsqueeze(0)
+        image = np.empty((1, 3, *frame.shape[:2]), np.float32)
+        for plane, values, target in zip(planes, self._tables.get(key, IN_UNIT_RANGE), image[0], strict=True):
+            cv2.LUT(plane, values, target)
+        return torch.from_numpy(image)
+
+    def finish(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns what begin returned as float32 on the device, in [0, 1] unless it is normalised already."""
+        if image.dtype is not torch.uint8:
+            return image
+        return image.to(self._device).to(torch.float32).div_(255)
+
+
+def _taken_over(preprocessor: PolicyProcessorPipeline[Any, Any]) -> dict[str, Table]:
+    """Returns the table of each feature key whose frames the normaliser would have normalised, and stops it from that.
+
+    Frames that another step might change before the normaliser are left to it, and those with statistics per pixel.
+    """
+    tables: dict[str, Table] = {}
+    for step in preprocessor.steps:
+        # Exact types throughout: a subclass may do as it likes
+        if type(step) is NormalizerProcessorStep:
+            only = step.normalize_observation_keys
+            normalised = set(step.features) if only is None else set(only)
+            for key in normalised & step.features.keys():
+                table = _normalised(step, key) if step.features[key].type is FeatureType.VISUAL else None
+                if table is not None:
+                    tables[key] = table
+            step.normalize_observation_keys = normalised - tables.keys()
+            break
+        if not _leaves_frames_alone(step):
+            break
+    return tables
+
+
+def _leaves_frames_alone(step: Any) -> bool:
+    if type(step) is DeviceProcessorStep:
+        return step.float_dtype is None
+    return type(step) in (RenameObservationsProcessorStep, AddBatchDimensionProcessorStep)
+
+
+def _normalised(normalizer: NormalizerProcessorStep, key: str) -> Table | None:
+    """Returns what normalizer makes of each value of a byte, or None if that depends on the pixel."""
+    ramp = torch.tensor(IN_UNIT_RANGE)[None, :, None, :]
+    try:
+        image = normalizer({TransitionKey.OBSERVATION: {key: ramp}})[TransitionKey.OBSERVATION][key]
+    except RuntimeError:  # statistics of another shape than one value per colour
+        return None
+    if image.shape != ramp.shape or image.dtype is not torch.float32:
+        return None
+    return np.ascontiguousarray(image[0, :, 0].numpy())
