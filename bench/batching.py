@@ -1,147 +1,139 @@
-"""How many robots one service serves, with and without batches. Prints Markdown.
+"""How many robots one server serves: Longarm with and without batches, and LeRobot's own.
 
 usage: python -m bench.batching [--policy act|smolvla] [--device cpu] [--robots 1 2 4 8] [--seconds 10]
 
-A real service in a process of its own, and robots that ask again as soon as they are answered, each over a connection
-of its own. Every row is measured in turn on the same machine; compare rows, not machines.
+A real server in a process of its own, and robots that ask again as soon as they are answered. Every row is measured in
+turn on the same machine; compare rows, not machines. Prints Markdown, and writes it to bench/results/NAME.md.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from longarm_edge.policy_client import PolicyChoice, PolicyClient
-from longarm_edge.robot import RobotReading
-from longarm_wire.images import Codec
-from longarm_wire.specs import CameraSpec, RobotSpec
+from bench.fleet import Answer, Asker, LongarmRobot, StockRobot, idle_share
+from bench.peers import Longarm, Peer, Stock
+from bench.service import serving
 
-START_SECONDS = 600.0
 WARM_UP_SECONDS = 2.0
-NAMES = tuple(f"joint_{i}.pos" for i in range(6))
-SPEC = RobotSpec("bench_arm", NAMES, NAMES, (CameraSpec("front", 480, 640), CameraSpec("wrist", 480, 640)), 30.0)
+MORE_THAN_ANY_WAIT = 60
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A server to compare, and what asks it."""
+
+    name: str
+    peer: Peer
+    robot: Callable[[int, int, Path, str], Asker]
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one configuration did.
+    """What one server did for so many robots.
 
     Attributes:
-      rate: Chunks per second.
-      p50, p95: Latency in milliseconds, encoding included.
-      batch_size: Observations per forward pass.
-      outside_ms: Of a latency's milliseconds, the median of those that are not encoding, waiting or the forward pass.
+      robots: How many.
+      rate: Chunks per second that were for the robot that got them.
+      p50, p95: Their latency in milliseconds, encoding included.
+      idle: Share of ticks without an action, mean over robots, 0 to 1.
+      astray: Share of calls that brought nothing, or another robot's chunk.
+      per_pass: Observations per forward pass; NaN if the server does not tell.
+      outside: Median of the latency's milliseconds that are not encoding, waiting or the forward pass; likewise.
     """
 
+    robots: int
     rate: float
     p50: float
     p95: float
-    batch_size: float
-    outside_ms: float
+    idle: float
+    astray: float
+    per_pass: float
+    outside: float
+
+
+def row(fleet: list[list[Answer]], begun: float, ended: float, per_pass: float) -> Row:
+    """Returns the figures of the answers of a fleet between begun and ended."""
+    within = [answer for answers in fleet for answer in answers if begun <= answer.answered < ended]
+    own = [answer for answer in within if answer.own]
+    latencies = [1000 * (answer.answered - answer.asked) for answer in own] or [float("nan")]
+    return Row(
+        robots=len(fleet),
+        rate=len(own) / (ended - begun),
+        p50=float(np.quantile(latencies, 0.5)),
+        p95=float(np.quantile(latencies, 0.95)),
+        idle=float(np.mean([idle_share(answers, begun, ended) for answers in fleet])),
+        astray=1 - len(own) / max(1, len(within)),
+        per_pass=per_pass,
+        outside=1000 * float(np.median([answer.outside_seconds for answer in own] or [float("nan")])),
+    )
+
+
+def measure(kind: Kind, server: "Server", checkpoint: Path, device: str, robots: int, seconds: float) -> Row:
+    """Lets so many robots ask for so many seconds."""
+    fleet = [kind.robot(number, kind.peer.port, checkpoint, device) for number in range(robots)]
+    for robot in fleet:
+        robot.start()
+    time.sleep(WARM_UP_SECONDS)
+    begun, before = time.monotonic(), server.passes()
+    time.sleep(seconds)
+    ended, after = time.monotonic(), server.passes()
+    for robot in fleet:
+        robot.stop()
+    count, total = after[0] - before[0], after[1] - before[1]
+    return row([robot.answers for robot in fleet], begun, ended, total / count if count else float("nan"))
+
+
+class Server:
+    """A running server."""
+
+    def __init__(self, announce: Path | None) -> None:
+        self._announce = announce
+
+    def passes(self) -> tuple[float, float]:
+        """Returns the forward passes so far, and the observations in them; nothing where the server does not tell."""
+        if self._announce is None:
+            return 0, 0
+        port = json.loads(self._announce.read_text())["metrics_port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+        name = "longarm_service_batch_size"
+        return float(lines[f"{name}_count"]), float(lines[f"{name}_sum"])
 
 
 @contextmanager
-def service(folder: Path, device: str, max_batch_size: int, batch_window: float) -> Iterator[tuple[str, str]]:
-    """Runs a service and yields the addresses of its calls and of its metrics."""
-    announce = folder / f"ports-{max_batch_size}.json"
-    flags = {
-        "port": 0,
-        "metrics_port": 0,
-        "announce": announce,
-        "policy_device": device,
-        "max_batch_size": max_batch_size,
-        "batch_window": batch_window,
-        "obs_queue_timeout": 60,
-        "log_level": "warning",
-    }
-    command = [sys.executable, "-m", "longarm_service", "run", *(f"--{k}={v}" for k, v in flags.items())]
-    process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+def running(kind: Kind, directory: Path, checkpoint: Path) -> Iterator[Server]:
+    """Runs a kind's server."""
+    child = serving(kind.peer, directory, checkpoint, kind.flags)
     try:
-        give_up_at = time.monotonic() + START_SECONDS
-        while not announce.exists():
-            if process.poll() is not None or time.monotonic() > give_up_at:
-                raise RuntimeError("The service did not start")
-            time.sleep(0.1)
-        ports = json.loads(announce.read_text())
-        yield f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['metrics_port']}/metrics"
+        yield Server(directory / "service.json" if isinstance(kind.peer, Longarm) else None)
     finally:
-        process.terminate()
-        process.wait(60)
+        child.stop()
 
 
-class Robot(threading.Thread):
-    """Asks for a chunk as soon as the last one is there, and keeps the latencies of those within the measured time."""
-
-    def __init__(self, address: str, checkpoint: str, number: int) -> None:
-        super().__init__(daemon=True)
-        self.latencies: list[float] = []
-        self.outside: list[float] = []
-        self.measuring = threading.Event()
-        self.stopping = threading.Event()
-        self._client = PolicyClient(address, Codec.JPEG, 90)
-        self._session = self._client.open_session(
-            PolicyChoice(checkpoint, task="pick the cube"), SPEC, timeout=START_SECONDS
-        )
-        ramp = np.linspace(0, 255, 640, dtype=np.uint8)
-        frame = np.dstack([np.tile(np.roll(ramp, 40 * number + shift), (480, 1)) for shift in (0, 100, 200)])
-        self._reading = RobotReading(np.full(6, number, np.float32), {"front": frame, "wrist": frame[::-1].copy()})
-
-    def run(self) -> None:
-        """Asks until stopped."""
-        while not self.stopping.is_set():
-            begun = time.perf_counter()
-            reply, encode_seconds, _ = self._client.predict(self._session, self._reading, episode=0, tick=0, timeout=60)
-            if self.measuring.is_set():
-                self.latencies.append(time.perf_counter() - begun)
-                waited = reply.server_seconds["queue"] + reply.server_seconds["predict"]
-                self.outside.append(self.latencies[-1] - encode_seconds - waited)
-        self._client.close_session(self._session)
-        self._client.close()
-
-
-def measure(address: str, metrics: str, checkpoint: str, robots: int, seconds: float) -> Row:
-    """Lets so many robots ask for so many seconds."""
-    threads = [Robot(address, checkpoint, number) for number in range(robots)]
-    for thread in threads:
-        thread.start()
-    time.sleep(WARM_UP_SECONDS)
-    before = forwards(metrics)
-    begun = time.perf_counter()
-    for thread in threads:
-        thread.measuring.set()
-    time.sleep(seconds)
-    for thread in threads:
-        thread.measuring.clear()
-    elapsed = time.perf_counter() - begun
-    after = forwards(metrics)
-    for thread in threads:
-        thread.stopping.set()
-    for thread in threads:
-        thread.join(60)
-    latencies = np.array([latency for thread in threads for latency in thread.latencies]) * 1000
-    outside = np.median([seconds for thread in threads for seconds in thread.outside]) * 1000
-    count, total = after[0] - before[0], after[1] - before[1]
-    p50, p95 = np.quantile(latencies, (0.5, 0.95))
-    return Row(len(latencies) / elapsed, float(p50), float(p95), total / max(1.0, count), float(outside))
-
-
-def forwards(metrics: str) -> tuple[float, float]:
-    """Returns the forward passes so far, and the observations in them."""
-    with urllib.request.urlopen(metrics) as answer:
-        lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
-    name = "longarm_service_batch_size"
-    return float(lines[f"{name}_count"]), float(lines[f"{name}_sum"])
+def kinds(device: str, batch_sizes: list[int], window: float) -> list[Kind]:
+    """Returns what to compare."""
+    found = []
+    for size in batch_sizes:
+        flags = {
+            "policy_device": device,
+            "max_batch_size": size,
+            "batch_window": window,
+            "obs_queue_timeout": MORE_THAN_ANY_WAIT,
+        }
+        name = "Longarm, one by one" if size == 1 else f"Longarm, batches of up to {size}"
+        found.append(Kind(name, Longarm(), LongarmRobot, tuple(f"--{key}={value}" for key, value in flags.items())))
+    return [*found, Kind(Stock.name, Stock(), StockRobot)]
 
 
 def make_checkpoint(policy: str, folder: Path, hidden_size: int, layers: int, image_size: int) -> Path:
@@ -155,11 +147,25 @@ def make_checkpoint(policy: str, folder: Path, hidden_size: int, layers: int, im
     return make_smolvla(folder / "smolvla", hidden_size=hidden_size, layers=layers, image_size=image_size)
 
 
-def main() -> int:
-    """Prints one row per number of robots and size of batches."""
-    parser = argparse.ArgumentParser(description="Measure how many robots one service serves.")
+def table(rows: list[tuple[str, Row]]) -> list[str]:
+    """Returns rows as lines of Markdown."""
+    lines = [
+        "| server | robots | chunks/s | latency p50 / p95, ms | idle ticks, % | in vain, % | per pass | outside, ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in rows:
+        latency = "" if np.isnan(one.p50) else f"{one.p50:.0f} / {one.p95:.0f}"
+        told = " | " if np.isnan(one.per_pass) else f"{one.per_pass:.1f} | {one.outside:.1f}"
+        shares = f"{100 * one.idle:.0f} | {100 * one.astray:.0f}"
+        lines.append(f"| {name} | {one.robots} | {one.rate:.1f} | {latency} | {shares} | {told} |")
+    return lines
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", choices=("act", "smolvla"), default="act", help="made with random weights")
-    parser.add_argument("--checkpoint", help="a checkpoint for six joints, front and wrist, instead")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint for six joints, front and wrist, instead")
     parser.add_argument("--hidden-size", type=int, default=64, help="of SmolVLA; its own is 960")
     parser.add_argument("--layers", type=int, default=2, help="of SmolVLA; its own are 16")
     parser.add_argument("--image-size", type=int, default=64, help="of SmolVLA; its own is 512")
@@ -168,27 +174,46 @@ def main() -> int:
     parser.add_argument("--max_batch_size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--batch_window", type=float, default=0.003, help="in seconds")
     parser.add_argument("--seconds", type=float, default=10.0, help="per row")
+    parser.add_argument("--name", default="batching", help="of the file in bench/results")
     options = parser.parse_args()
-    lines = [
-        "| robots | max_batch_size | chunks/s | latency ms p50 / p95 | observations per pass | outside the pass ms |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    with tempfile.TemporaryDirectory() as name:
+    rows: list[tuple[str, Row]] = []
+    with tempfile.TemporaryDirectory(prefix="longarm-bench-") as name:
         folder = Path(name)
-        checkpoint = options.checkpoint or str(
-            make_checkpoint(options.policy, folder, options.hidden_size, options.layers, options.image_size)
-        )
-        for size in options.max_batch_size:
-            with service(folder, options.device, size, options.batch_window) as (address, metrics):
+        checkpoint = (options.checkpoint or folder / "policy").resolve()
+        if options.checkpoint is None:
+            checkpoint = make_checkpoint(
+                options.policy, checkpoint, options.hidden_size, options.layers, options.image_size
+            )
+        for number, kind in enumerate(kinds(options.device, options.max_batch_size, options.batch_window)):
+            with running(kind, folder / str(number), checkpoint) as server:
                 for robots in options.robots:
-                    row = measure(address, metrics, checkpoint, robots, options.seconds)
-                    latency = f"{row.p50:.0f} / {row.p95:.0f}"
-                    numbers = f"{row.rate:.1f} | {latency} | {row.batch_size:.1f} | {row.outside_ms:.1f}"
-                    lines.append(f"| {robots} | {size} | {numbers} |")
-                    sys.stderr.write(lines[-1] + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+                    found = measure(kind, server, checkpoint, options.device, robots, options.seconds)
+                    rows.append((kind.name, found))
+                    sys.stderr.write(table(rows)[-1] + "\n")
+    where = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else "one thread of the CPU"
+    text = "\n".join(
+        [
+            "# Several robots on one server",
+            "",
+            "Made by `python -m bench.batching`. Do not edit.",
+            "",
+            f"Policy {checkpoint.name if options.checkpoint else options.policy} on {where}. Robots with two",
+            "640x480 cameras ask again as soon as they are answered, on the server's machine, and play",
+            "chunks of 50 at 30 ticks a second.",
+            "",
+            *table(rows),
+            "",
+            "- **idle ticks**: for which a robot had no action of its own.",
+            "- **in vain**: calls that brought nothing, or a chunk for what another robot saw. LeRobot's server",
+            "  is made for one robot: the next observation, from whomever, answers the call that waits longest.",
+            "- **per pass**: observations in one forward pass.",
+            "- **outside**: median of a call without encoding, waiting for a turn and the forward pass.",
+            "",
+        ]
+    )
+    (Path(__file__).parent / "results" / f"{options.name}.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""What real-time chunking does to the step where chunks meet. Prints Markdown.
+"""What real-time chunking does to the step where chunks meet. Prints Markdown, and writes it to bench/results/rtc.md.
 
 usage: python -m bench.rtc [--seconds 60] [--inference_ms 100]
 
@@ -11,7 +11,6 @@ both smoothly, and each chunk decides anew.
 import argparse
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +83,9 @@ def steps_at_switches(
     queue = ActionQueue(AGGREGATE_FUNCTIONS[aggregate], max_action_age=1e9)
     rtc = RealTimeChunking(config, FPS)
     processors = policy.open_processors()
-    black = {key: np.zeros((*size, 3), np.uint8) for key, size in policy.spec.cameras.items()}
+    black = {
+        key: processors.prepare_frame(key, np.zeros((*size, 3), np.uint8)) for key, size in policy.spec.cameras.items()
+    }
     pose = np.zeros(len(JOINTS), np.float32)
     at_switch: list[float] = []
     between: list[float] = []
@@ -142,17 +143,32 @@ def table(policy: LerobotPolicy, seconds: float, inference_ms: float) -> list[st
     return lines
 
 
-def main() -> int:
-    """Prints one row per round trip and way to merge."""
-    parser = argparse.ArgumentParser(description="Measure the step where chunks meet, with and without RTC.")
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of emulated time per row")
     parser.add_argument("--inference_ms", type=float, default=100.0, help="time of one prediction")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lines = table(load(Path(folder)), options.seconds, options.inference_ms)
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    text = "\n".join(
+        [
+            "# The step where chunks meet",
+            "",
+            "Made by `python -m bench.rtc`. Do not edit.",
+            "",
+            "A policy that may go round to the left or to the right and decides anew with each chunk,",
+            f"{options.inference_ms:g} ms a prediction, {FPS} ticks a second. Time is counted in ticks: the",
+            "numbers are the same on every machine. Step: of the joint that moves most from one tick to the next, where",
+            "the chunk changes and between.",
+            "",
+            *lines,
+            "",
+        ]
+    )
+    (Path(__file__).parent / "results" / "rtc.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

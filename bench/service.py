@@ -83,10 +83,10 @@ def milliseconds(seconds: list[float]) -> np.ndarray:
     return np.array(seconds[WARM_UP:]) * 1000
 
 
-def serving(peer: Peer, directory: Path, checkpoint: Path) -> Child:
-    """Starts a peer's server on the loopback and waits until it listens."""
+def serving(peer: Peer, directory: Path, checkpoint: Path, flags: tuple[str, ...] = ()) -> Child:
+    """Starts a peer's server on the loopback, with flags of its own, and waits until it listens."""
     directory.mkdir()
-    command = peer.server(directory, [checkpoint], everywhere=False)
+    command = [*peer.server(directory, [checkpoint], everywhere=False), *flags]
     server = Child(command, directory / "server.log", directory, environment(directory))
     await_that(lambda: peer.is_up(directory), SERVER_TIMEOUT, server)
     return server

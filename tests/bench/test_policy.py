@@ -72,7 +72,8 @@ def test_longarm_loads_it(checkpoint: Path) -> None:
     )
     frames = {key: np.zeros((*size, 3), np.uint8) for key, size in loaded.spec.cameras.items()}
     processors = loaded.open_processors()
-    prepared = processors.preprocess(Observation(state(np.zeros(JOINT_COUNT), 200), frames, "", ""))
+    images = {key: processors.prepare_frame(key, frame) for key, frame in frames.items()}
+    prepared = processors.preprocess(Observation(state(np.zeros(JOINT_COUNT), 200), images, "", ""))
     actions = processors.postprocess(loaded.predict(prepared))
     assert marks.from_digits(actions[0, JOINT_COUNT:]) == 200
 
