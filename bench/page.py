@@ -9,7 +9,8 @@ from bench.report import BAR_FACTOR, COLUMNS, OUTAGE_COLUMNS, Row, markdown, rat
 HEAD = """\
 Made by `make bench`. Do not edit. Beside it, each by a command of its own:
 [what a server adds to its policy](service.md), [what JPEG costs and does to actions](codec.md),
-[several robots on one server](batching.md) and [the step where chunks meet](rtc.md)."""
+[several robots on one server](batching.md), [bfloat16, compiling and batches](forward.md) and
+[the step where chunks meet](rtc.md)."""
 MOST_LATE_MS = 2.0
 LEAST_BYTES_FACTOR = 20
 NOTES = f"""\
