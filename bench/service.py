@@ -2,8 +2,10 @@
 
 usage: python -m bench.service [--rounds 60] [--work out/bench]
 
-The policy waits for a fixed time, so that whatever a round trip takes beyond that is the server's: receiving,
-unpacking, preprocessing, postprocessing, packing, sending, and gRPC on both sides. Prints Markdown, and writes it to
+Whatever a round trip takes beyond the forward pass is the server's: receiving, unpacking, preprocessing,
+postprocessing, packing, sending, and gRPC on both sides. One policy waits for a fixed time, since LeRobot's server does
+not tell how long its forward pass took. While it waits the processor sleeps, and everything after that is slower than
+after a policy that computes: Longarm, which tells, is measured with both. Prints Markdown, and writes it to
 bench/results/service.md.
 """
 
@@ -45,7 +47,7 @@ def longarm_rounds(port: int, robot: LeRobotRobot, checkpoint: Path, rounds: int
         for number in range(WARM_UP + rounds):
             reply, encoding, call = client.predict(session, robot.observe(), episode=0, tick=number, timeout=10)
             packing.append(encoding)
-            outside.append(call - INFERENCE)
+            outside.append(call - reply.server_seconds["predict"])
             own.append(reply.server_total_seconds - reply.server_seconds["predict"])
             for stage, taken in stages.items():
                 taken.append(reply.server_seconds[stage])
@@ -99,21 +101,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/bench"), help="folder of checkpoint and film")
     options = parser.parse_args()
     work = options.work.resolve()
-    film, checkpoint = make_film(work / "film.npy"), make_checkpoint(work / "emulated", INFERENCE)
-    measures: list[tuple[Peer, Callable[[int, LeRobotRobot, Path, int], dict[str, np.ndarray]]]] = [
-        (Longarm(), longarm_rounds),
-        (Stock(), stock_rounds),
+    film = make_film(work / "film.npy")
+    waits, computes = make_checkpoint(work / "emulated", INFERENCE), make_checkpoint(work / "act", 0)
+    measures: list[tuple[str, Peer, Path, Callable[[int, LeRobotRobot, Path, int], dict[str, np.ndarray]]]] = [
+        ("computes", Longarm(), computes, longarm_rounds),
+        ("waits", Longarm(), waits, longarm_rounds),
+        ("waits", Stock(), waits, stock_rounds),
     ]
-    lines = ["| peer | what | p50, ms | p95, ms |", "| --- | --- | ---: | ---: |"]
+    lines = ["| peer | policy | what | p50, ms | p95, ms |", "| --- | --- | --- | ---: | ---: |"]
     with tempfile.TemporaryDirectory(prefix="longarm-bench-") as scratch:
         robot = make_robot({"type": "longarm_bench", "frames": str(film), "log": f"{scratch}/robot.bin"}, [], FPS)
         robot.connect()
-        for peer, measure in measures:
-            server = serving(peer, Path(scratch) / peer.name.replace(" ", "-"), checkpoint)
+        for number, (kind, peer, checkpoint, measure) in enumerate(measures):
+            server = serving(peer, Path(scratch) / str(number), checkpoint)
             try:
                 for what, values in measure(peer.port, robot, checkpoint, options.rounds).items():
                     middle, high = np.quantile(values, (0.5, 0.95))
-                    lines.append(f"| {peer.name} | {what} | {middle:.2f} | {high:.2f} |")
+                    lines.append(f"| {peer.name} | {kind} | {what} | {middle:.2f} | {high:.2f} |")
             finally:
                 server.stop()
     text = "\n".join(
@@ -122,9 +126,9 @@ def main() -> None:
             "",
             "Made by `python -m bench.service`. Do not edit.",
             "",
-            f"Two 640x480 cameras, {options.rounds} observations one after another on one machine, a policy that",
-            f"waits {INFERENCE * 1000:.0f} ms. Longarm's robot side resizes to the policy's {WIDTH}x{HEIGHT} and packs",
-            f"as JPEG {DEFAULT_JPEG_QUALITY}; LeRobot's pickles raw frames.",
+            f"Two 640x480 cameras, {options.rounds} observations one after another on one machine, and a policy that",
+            f"computes (ACT, one thread) or waits for {INFERENCE * 1000:.0f} ms. Longarm's robot side resizes to the",
+            f"policy's {WIDTH}x{HEIGHT} and packs as JPEG {DEFAULT_JPEG_QUALITY}; LeRobot's pickles raw frames.",
             "",
             *lines,
             "",
