@@ -102,6 +102,7 @@ def test_a_stop_leaves_the_arm_by_rule(edge) -> None:
     edge.machine.run("systemctl", "stop", UNIT)
     assert (edge.show("Result"), edge.show("ExecMainStatus")) == ("success", "0"), edge.journal()
     assert "nothing to do" in edge.journal()
+    assert "Error" not in edge.journal()
     assert edge.events()[-1] == "disconnect"
     assert docker("inspect", edge.name, check=False).returncode != 0, "the container is gone"
 
