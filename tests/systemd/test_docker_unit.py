@@ -56,22 +56,23 @@ class Container:
 def machine(image: str, checkpoint: Path, tmp_path_factory) -> Iterator[Container]:
     if not Path("/var/run/docker.sock").exists() or not Path("/usr/bin/docker").exists():
         pytest.skip("no Docker engine of this machine at /var/run/docker.sock, with the client at /usr/bin/docker")
-    # What the unit's RuntimeDirectory= is where engine and unit are on one machine
+    # The unit's RuntimeDirectory=, which the engine knows by the name that it has on this machine
     shared = tmp_path_factory.mktemp("run")
     name = f"longarm-edge-test-{os.getpid()}"
     parents = " ".join({str(parent) for mount in MOUNTS for parent in mount.parents} - {"/"})
     context = str(Path(__file__).parent / "client")
     docker("build", "--quiet", "--tag", CLIENT, "--build-arg", f"PARENTS={parents}", context)
-    flags = ("--volume", f"{checkpoint}:/srv/policy:ro", "--volume", f"{shared}:{shared}", *ENGINE)
+    flags = ("--volume", f"{checkpoint}:/srv/policy:ro", "--volume", f"{shared}:/run/{UNIT}", *ENGINE)
     with booted(image, *flags) as booted_machine:
         install_service(booted_machine)
         booted_machine.run("systemctl", "start", "longarm-service")
         booted_machine.run("deploy/systemd/install", "edge-docker")
         unit = (DEPLOY / f"{UNIT}.service").read_text()
         # A robot of this machine's own must not meet the test
-        unit = unit.replace(" longarm-edge", f" {name}").replace("%t/longarm-edge-docker", str(shared))
+        unit = unit.replace(" longarm-edge", f" {name}").replace(f"--volume %t/{UNIT}", f"--volume {shared}")
         booted_machine.write(f"/etc/systemd/system/{UNIT}.service", unit)
-        drop_in = f"[Service]\nPrivateTmp=no\nReadWritePaths={shared}\nRestartSec=1\n"
+        # What the arm was told is read after the stop
+        drop_in = "[Service]\nRuntimeDirectoryPreserve=yes\nRestartSec=1\n"
         booted_machine.write(f"/etc/systemd/system/{UNIT}.service.d/test.conf", drop_in)
         mounts = " ".join(f"--volume={path}:{path}:ro" for path in MOUNTS)
         arguments = f"--network=container:{booted_machine.name} {mounts} --env=PYTHONPATH={PLUGINS} --env=HOME=/tmp"
@@ -79,7 +80,7 @@ def machine(image: str, checkpoint: Path, tmp_path_factory) -> Iterator[Containe
         text = f"IMAGE={CLIENT}\nCONTAINER_UID={UID}\nDOCKER_ARGS={arguments} {entry}\n"
         booted_machine.write("/etc/longarm/edge-docker.env", text)
         booted_machine.run("systemctl", "daemon-reload")
-        yield Container(booted_machine, name, shared)
+        yield Container(booted_machine, name, shared / "pose")
         docker("rm", "--force", name, check=False)
 
 
@@ -101,6 +102,7 @@ def test_a_stop_leaves_the_arm_by_rule(edge) -> None:
     edge.machine.run("systemctl", "stop", UNIT)
     assert (edge.show("Result"), edge.show("ExecMainStatus")) == ("success", "0"), edge.journal()
     assert "nothing to do" in edge.journal()
+    assert "Error" not in edge.journal()
     assert edge.events()[-1] == "disconnect"
     assert docker("inspect", edge.name, check=False).returncode != 0, "the container is gone"
 

@@ -66,6 +66,8 @@ class Settings(ProcessSettings):
     """Words with commas."""
     plot: Path | None = None
     """Picture."""
+    key: Path | None = None
+    """Checked by a check that says what it found."""
     token: SecretStr = Field(SecretStr(""), max_length=16)
     """Secret."""
     tunnel: Tunnel = Tunnel(ssh_port=2222)
@@ -74,6 +76,13 @@ class Settings(ProcessSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("key")
+    @classmethod
+    def _check_key(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            raise ValueError(f"Expected {value} to be private, found mode 644: run chmod 600 {value}")
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -304,6 +313,7 @@ INVALID = [
             "Input should be a valid dictionary written as JSON, found 'x'"
         ),
     ),
+    ("key", "/k", "Expected /k to be private, found mode 644: run chmod 600 /k"),
     ("fps", "x" * 500, f"Input should be a valid number, unable to parse string as a number, found '{'x' * 76}..."),
 ]
 

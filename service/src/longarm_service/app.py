@@ -148,13 +148,12 @@ class Service:
         self._state = "ready"
         host = self._settings.host
         logger.info(
-            "ready: listening on %s:%d, metrics on http://%s:%d/metrics, device %s %s",
+            "ready: listening on %s:%d, metrics on http://%s:%d/metrics, device %s",
             host,
             self.port,
             self._settings.metrics_host,
             self.metrics_port,
-            loader.device,
-            loader.device_name,
+            f"{loader.device} {loader.device_name}".rstrip(),
         )
 
     def _start_http(self, stack: contextlib.AsyncExitStack) -> None:

@@ -134,8 +134,10 @@ class ProcessSettings(BaseSettings):
             where = f"{prefix}{path.upper()} (--{path.replace('__', '.')})"
             if problem["type"] in _NOT_DECODED and isinstance(problem["input"], str):
                 message += " written as JSON"
-            found = MASK if is_secret(known[path]) else _printable(problem["input"])
-            lines.setdefault(where, []).append(message if problem["type"] == "missing" else f"{message}, found {found}")
+            # A check of our own may have said what it found, in better words than the value
+            if problem["type"] != "missing" and ", found " not in message:
+                message += f", found {MASK if is_secret(known[path]) else _printable(problem['input'])}"
+            lines.setdefault(where, []).append(message)
         return [f"{where}: {'; '.join(texts)}" if where else "; ".join(texts) for where, texts in lines.items()]
 
 
