@@ -16,7 +16,13 @@ NICENESS = 5
 
 
 class Consumer(Protocol):
-    """Does something with frames."""
+    """Does something with frames.
+
+    Attributes:
+      kept: Frames that are put away for good.
+    """
+
+    kept: int
 
     def add(self, frame: Frame) -> None:
         """Takes the next frame."""
@@ -57,16 +63,22 @@ def serve(open_consumer: Callable[[dict[str, Any]], Consumer]) -> None:
     except Exception as error:
         answer(failed=f"{type(error).__name__}: {error}")
         raise
+    # Not by way of the interpreter's end, where a writer that has failed would try again what it has in memory
+    answers.flush()
+    os._exit(0)
 
 
 def _work(open_consumer: Callable[[dict[str, Any]], Consumer], answer: Callable[..., None]) -> str:
     stream = sys.stdin.buffer
     consumer = open_consumer(read_job(stream))
     answer(ready=True)
-    for count, frame in enumerate(_frames(stream), 1):
-        consumer.add(frame)
-        answer(written=count)
-    return consumer.close()
+    try:
+        for count, frame in enumerate(_frames(stream), 1):
+            consumer.add(frame)
+            answer(taken=count)
+        return consumer.close()
+    finally:
+        answer(kept=consumer.kept)
 
 
 def _frames(stream: Any) -> Iterator[Frame]:

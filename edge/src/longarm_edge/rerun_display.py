@@ -25,6 +25,8 @@ CLOSE_SECONDS = 5.0
 class Display:
     """Cameras, joint targets against joint states, queue depth, action age and latency, over ticks and seconds."""
 
+    kept = 0
+
     def __init__(self, job: dict[str, Any]) -> None:
         """Opens the viewer, the connection or the file that job names.
 
