@@ -140,6 +140,9 @@ class ScriptedPolicy(LoadedPolicy, Processors):
 
     def reset(self) -> None: ...
 
+    def prepare_frame(self, key: str, frame: np.ndarray) -> np.ndarray:
+        return frame
+
     def preprocess(self, observation: Observation) -> Observation:
         return observation
 
