@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from longarm_edge.frame_stream import read_frames, read_job
 from longarm_edge.observer import Frame
@@ -49,6 +49,9 @@ def serve(open_consumer: Callable[[dict[str, Any]], Consumer]) -> None:
     # Whatever a library prints must not come between the answers
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # Nor may a program that a library starts hold the edge's end of the pipe open
+    frames = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
 
     def answer(**words: Any) -> None:
         try:
@@ -57,7 +60,7 @@ def serve(open_consumer: Callable[[dict[str, Any]], Consumer]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())
 
     try:
-        answer(done=_work(open_consumer, answer))
+        answer(done=_work(open_consumer, frames, answer))
     except CannotGoOnError as error:
         answer(failed=str(error))
     except Exception as error:
@@ -68,8 +71,7 @@ def serve(open_consumer: Callable[[dict[str, Any]], Consumer]) -> None:
     os._exit(0)
 
 
-def _work(open_consumer: Callable[[dict[str, Any]], Consumer], answer: Callable[..., None]) -> str:
-    stream = sys.stdin.buffer
+def _work(open_consumer: Callable[[dict[str, Any]], Consumer], stream: BinaryIO, answer: Callable[..., None]) -> str:
     consumer = open_consumer(read_job(stream))
     answer(ready=True)
     try:
@@ -81,7 +83,7 @@ def _work(open_consumer: Callable[[dict[str, Any]], Consumer], answer: Callable[
         answer(kept=consumer.kept)
 
 
-def _frames(stream: Any) -> Iterator[Frame]:
+def _frames(stream: BinaryIO) -> Iterator[Frame]:
     try:
         yield from read_frames(stream)
     except OSError:  # as good as the end
