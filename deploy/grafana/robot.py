@@ -221,7 +221,7 @@ def dashboard() -> Dashboard:
                 "Frames recorded",
                 "short",
                 "With --record: frames of the episode that is being recorded, and those dropped: no observation in "
-                "time, or the writer did not keep up. Good: unsaved frames grow by one a tick, none is dropped or lost.",
+                "time, or the writer did not keep up. Good: unsaved frames grow by one a tick, none is lost.",
                 increases("longarm_edge_recording_frames_total", ROBOT, "outcome"),
                 Query(f"longarm_edge_recording_unsaved_frames{{{ROBOT}}}", "unsaved"),
             ),

@@ -116,12 +116,10 @@ def test_a_full_disk_takes_the_episode_and_none_before_it(record, small_disk, be
     assert lengths(root) == [10, 7]
 
 
-def test_a_writer_that_is_killed_leaves_the_finished_episodes(record, job, tmp_path) -> None:
-    root = tmp_path / "episodes"
-    finish(record(), 10)
-    (root / "notes.txt").write_text("a person's own")
+def record_and_die(job: dict[str, Any]) -> None:
+    """Records as the edge has it done, in a process that is killed meanwhile."""
     taken: list[int] = []
-    pipe = FramePipe("longarm_edge.lerobot_recorder", {**job, "resume": True}, 100, on_taken=taken.append)
+    pipe = FramePipe("longarm_edge.lerobot_recorder", job, 100, on_taken=taken.append)
     pipe.start()
     assert pipe.is_ready(60)
     for tick in range(40):
@@ -135,6 +133,13 @@ def test_a_writer_that_is_killed_leaves_the_finished_episodes(record, job, tmp_p
     with pytest.raises(FramePipeError, match="ended with -9"):
         pipe.close(10)
     assert pipe.kept == 0
+
+
+def test_a_writer_that_is_killed_leaves_the_finished_episodes(record, job, tmp_path) -> None:
+    root = tmp_path / "episodes"
+    finish(record(), 10)
+    (root / "notes.txt").write_text("a person's own")
+    record_and_die({**job, "resume": True})
     assert lengths(root) == [10]
     assert is_unfinished(root)
     finish(record(resume=True), 7)
@@ -160,13 +165,19 @@ def test_what_a_killed_writer_has_half_written_is_cleared_up(record, tmp_path) -
     assert lengths(root) == [10, 7]
 
 
-def test_a_first_recording_that_was_cut_short_is_begun_anew(record, tmp_path) -> None:
-    root = tmp_path / "episodes"
-    recording = record()
-    recording.add(frame(0))
-    os.close(recording._unfinished._lock)
+def test_a_first_recording_that_was_cut_short_leaves_nothing_in_the_way(record, job, tmp_path) -> None:
+    record_and_die(job)
     finish(record(resume=True), 7)
-    assert lengths(root) == [7]
+    assert lengths(tmp_path / "episodes") == [7]
+
+
+def test_clearing_up_leaves_what_a_person_has_put_there(record, job, tmp_path) -> None:
+    root = tmp_path / "episodes"
+    record_and_die(job)
+    (root / "notes.txt").write_text("a person's own")
+    with pytest.raises(CannotGoOnError, match="no finished episode, and other files are in its way"):
+        record(resume=True)
+    assert [path.name for path in root.iterdir()] == ["notes.txt"]
 
 
 def test_two_recorders_never_write_to_one_dataset(record) -> None:

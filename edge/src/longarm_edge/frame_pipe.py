@@ -68,6 +68,11 @@ class FramePipe:
         failed = self._outcome.get("failed")
         return None if failed is None else str(failed)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has said its last word, so that kept is final."""
+        return bool(self._outcome)
+
     def start(self) -> None:
         """Starts the process and returns at once."""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # the listener closes it

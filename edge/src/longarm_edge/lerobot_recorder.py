@@ -78,6 +78,8 @@ class Recording:
         try:
             if job["resume"] and Unfinished.clear_up(self._root):
                 logger.warning("%s: an episode that was cut short has been removed", self._root)
+                if self._root.exists() and not (self._root / "meta/info.json").is_file():
+                    raise FileNotFoundError("there was no finished episode, and other files are in its way")
             self._is_new = not (job["resume"] and self._root.exists())
             self._dataset = self._create(job) if self._is_new else self._resume(job)
             self._unfinished = Unfinished.begin(self._root, is_new=self._is_new)
@@ -152,7 +154,7 @@ class Recording:
                 end()
         self._unfinished.take_back()
         why = "the disk is full" if free < FULL_BYTES else "the episode cannot be written"
-        rest = "The directory is removed" if self._is_new else "The episodes before it are whole"
+        rest = "There was none before it" if self._is_new else "The episodes before it are whole"
         return CannotGoOnError(
             f"{self._root}: {why}, and the episode is lost, {self._count} frames so far. {rest}. "
             f"({type(error).__name__}: {error})"

@@ -77,6 +77,8 @@ class Recorder:
         except FramePipeError as error:
             problem = f"The recording has failed: {error}"
             logger.error("%s", problem)
+        if not self._pipe.is_over:  # nobody knows yet what becomes of them
+            return problem
         self._trace.recording(0)
         for outcome, count in ((Recorded.WRITTEN, self._pipe.kept), (Recorded.LOST, self._offered - self._pipe.kept)):
             if count:

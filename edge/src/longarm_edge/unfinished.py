@@ -4,6 +4,7 @@ LeRobot writes an episode into new files and only rewrites a few small ones. Wit
 the whole dataset unreadable, so a recording that fails, or whose process is killed, takes back what it has begun.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Self
 DIRECTORY = ".longarm-unfinished"
 # Where LeRobot puts files; whatever else a person keeps in the directory stays
 FOLDERS = ("data", "images", "meta", "videos")
-TEMPORARY = "tmp*"
+TEMPORARY = "tmp????????"
 
 
 class InUseError(Exception):
@@ -52,7 +53,7 @@ class Unfinished:
     def clear_up(cls, root: Path) -> bool:
         """Takes back an episode that was cut short, if there is one, and says whether there was.
 
-        A dataset without another episode is removed.
+        A dataset without another episode is removed, with its directory if there is nothing else in it.
 
         Raises:
           InUseError: It is being written.
@@ -64,15 +65,11 @@ class Unfinished:
         return True
 
     def take_back(self) -> None:
-        """Makes the dataset what it was; removes it if it is new."""
+        """Makes the dataset what it was; removes it if it is new, with its directory if there is nothing else in it."""
         place = self._root / DIRECTORY
         notes = place / "files.json"
-        if notes.is_file():
-            before = set(json.loads(notes.read_text()))
-            if not before:
-                shutil.rmtree(self._root)
-                os.close(self._lock)
-                return
+        before = set(json.loads(notes.read_text())) if notes.is_file() else None
+        if before is not None:
             for path in _own_files(self._root):
                 if str(path.relative_to(self._root)) not in before:
                     path.unlink()
@@ -83,6 +80,11 @@ class Unfinished:
             for path in self._root.glob(TEMPORARY):
                 shutil.rmtree(path)
         self.finish()
+        if before == set():
+            for folder in FOLDERS:
+                shutil.rmtree(self._root / folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a person keeps something there
+                self._root.rmdir()
 
     def finish(self) -> None:
         """The dataset is whole: forgets what it was."""
@@ -96,7 +98,7 @@ def is_unfinished(root: Path) -> bool:
 
 
 def _own_files(root: Path) -> list[Path]:
-    return [path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file()]
+    return [path for folder in FOLDERS for path in (root / folder).rglob("*") if not path.is_dir()]
 
 
 def _locked(place: Path) -> int:
