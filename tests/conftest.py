@@ -1,6 +1,8 @@
 """What several folders of tests need."""
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,30 @@ def smolvla_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_smolvla(
         tmp_path_factory.mktemp("smolvla"), chunk_size=20, height=48, width=64, image_size=32, denoising_steps=5
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        pytest.skip(f"there is no mount here: {error}")
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    # Lazily: a writer that is being ended may still have files open
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill_up(disk: Path) -> None:
+    """Leaves no byte free on disk."""
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(1 << 16))
+        except OSError:
+            return

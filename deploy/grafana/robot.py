@@ -220,9 +220,10 @@ def dashboard() -> Dashboard:
             graph(
                 "Frames recorded",
                 "short",
-                "With --record: frames handed to the writer, and those dropped: no observation in time, or the writer "
-                "did not keep up. Good: as many written as ticks, none dropped.",
+                "With --record: frames of the episode that is being recorded, and those dropped: no observation in "
+                "time, or the writer did not keep up. Good: unsaved frames grow by one a tick, none is lost.",
                 increases("longarm_edge_recording_frames_total", ROBOT, "outcome"),
+                Query(f"longarm_edge_recording_unsaved_frames{{{ROBOT}}}", "unsaved"),
             ),
             graph(
                 "Requests and replies",

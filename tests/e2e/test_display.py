@@ -77,6 +77,24 @@ def test_without_a_screen_the_advice_names_the_ways_out(edge, monkeypatch) -> No
         edge(display="spawn")
 
 
+@pytest.mark.parametrize("path", ["", str(RERUN.parent)], ids=["viewer beside Python", "viewer on the path"])
+def test_a_viewer_that_does_not_open_is_one_line_and_the_run_goes_on(edge, arm, monkeypatch, caplog, path) -> None:
+    """Rerun's spawn returns as if all were well when its window cannot be opened."""
+    monkeypatch.setenv("DISPLAY", ":77")
+    monkeypatch.setenv("PATH", path)
+    with socket.socket() as taken:
+        taken.settimeout(1)
+        if taken.connect_ex(("127.0.0.1", 9876)) == 0:
+            pytest.skip("a viewer runs here, and spawn shows in that")
+    result = edge(duration=2.0, display="spawn").go()
+    assert result.exit_code == exit_codes.DONE, result.reason
+    assert len(arm.commands) == result.summary.ticks[Tick.ACTION]
+    (line,) = [message for message in caplog.messages if "display" in message]
+    assert "The Rerun viewer has not opened" in line
+    assert "The run goes on without a picture" in line
+    assert "\n" not in line
+
+
 def test_what_is_no_display_is_refused(edge) -> None:
     with pytest.raises(ConfigurationError, match=r"expected spawn, HOST:PORT or FILE\.rrd but found 'screen'"):
         edge(display="screen")

@@ -15,6 +15,7 @@ from longarm_edge.run import Run
 from longarm_edge.settings import RecordSettings
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
+from tests.conftest import fill_up
 from tests.e2e.conftest import JOINTS, until
 
 pytestmark = pytest.mark.timeout(180)
@@ -99,7 +100,7 @@ def test_a_signal_saves_the_episode_and_another_run_adds_one(edge, arm, tmp_path
     for resume in (False, True):
 
         def interrupt(run: Run) -> None:
-            until(lambda: run.trace.recorded_counts[Recorded.WRITTEN] > 20, "twenty frames")
+            until(lambda: run.trace.unsaved_frames > 20, "twenty frames")
             os.kill(os.getpid(), signal.SIGINT)
 
         result = edge(duration=0, record=settings(root, resume=resume)).go(interrupt)
@@ -112,7 +113,7 @@ def test_a_signal_saves_the_episode_and_another_run_adds_one(edge, arm, tmp_path
 
 def test_an_arm_that_fails_leaves_its_episode(edge, arm, tmp_path) -> None:
     def fail(run: Run) -> None:
-        until(lambda: run.trace.recorded_counts[Recorded.WRITTEN] > 20, "twenty frames")
+        until(lambda: run.trace.unsaved_frames > 20, "twenty frames")
         arm.write_faults = [ConnectionError("the bus is gone")] * 1000
 
     root = tmp_path / "episodes"
@@ -124,7 +125,7 @@ def test_an_arm_that_fails_leaves_its_episode(edge, arm, tmp_path) -> None:
 
 def test_a_recorder_that_dies_leaves_the_arm_alone_and_is_told(edge, arm, tmp_path) -> None:
     def kill(run: Run) -> None:
-        until(lambda: run.trace.recorded_counts[Recorded.WRITTEN] > 10, "ten frames")
+        until(lambda: run.trace.unsaved_frames > 10, "ten frames")
         run._watchers._recorder._pipe._process.kill()
 
     result = edge(duration=3.0, record=settings(tmp_path / "episodes")).go(kill)
@@ -135,11 +136,60 @@ def test_a_recorder_that_dies_leaves_the_arm_alone_and_is_told(edge, arm, tmp_pa
     assert "The recording has failed: It ended with -9" in result.reason
 
 
+def test_an_episode_that_cannot_be_saved_is_lost_and_counted_as_such(edge, arm, tmp_path) -> None:
+    """Frames that LeRobot's writer has taken are in a dataset only when their episode is saved."""
+    root = tmp_path / "episodes"
+
+    def block(run: Run) -> None:
+        until(lambda: run.trace.unsaved_frames > 10, "ten frames")
+        (root / "data").write_text("a file where a directory has to be")
+
+    e = edge(duration=2.0, record=settings(root))
+    result = e.go(block)
+    recorded = result.summary.recorded
+    assert recorded[Recorded.WRITTEN] == 0
+    assert recorded[Recorded.LOST] > 30
+    assert sum(recorded.values()) == result.summary.ticks[Tick.ACTION]
+    assert result.exit_code == exit_codes.FAILED
+    assert re.search(
+        r"the episode cannot be written, and the episode is lost, \d+ frames so far. There was none before it",
+        result.reason,
+    )
+    assert [path.name for path in root.iterdir()] == ["data"], "nothing of ours, and what was in the way"
+    registry = e.run.metrics.registry
+    assert registry.get_sample_value("longarm_edge_recording_unsaved_frames") == 0
+    lost = registry.get_sample_value("longarm_edge_recording_frames_total", {"outcome": "lost"})
+    assert lost == recorded[Recorded.LOST]
+
+
+@pytest.mark.parametrize("video", [True, False])
+def test_a_disk_that_is_full_costs_the_recording_and_no_tick(edge, arm, small_disk, caplog, video: bool) -> None:
+    root = small_disk / "episodes"
+
+    def fill(run: Run) -> None:
+        until(lambda: run.trace.unsaved_frames > 20, "twenty frames")
+        fill_up(small_disk)
+
+    result = edge(duration=4.0, record=settings(root, video=video)).go(fill)
+    assert result.summary.ticks[Tick.ACTION] + result.summary.ticks[Tick.SKIPPED] == 120
+    assert result.summary.ticks[Tick.SKIPPED] <= 3
+    assert len(arm.commands) == result.summary.ticks[Tick.ACTION]
+    recorded = result.summary.recorded
+    assert recorded[Recorded.WRITTEN] == 0
+    assert recorded[Recorded.LOST] > 20
+    assert sum(recorded.values()) == result.summary.ticks[Tick.ACTION]
+    assert result.exit_code == exit_codes.FAILED
+    assert re.search(
+        r"The recording has failed: .*the disk is full, and the episode is lost, \d+ frames", result.reason
+    )
+    assert len([line for line in caplog.messages if "the disk is full" in line]) == 1
+
+
 def test_frames_that_cannot_be_observed_are_counted(edge, arm, tmp_path) -> None:
     seen = {}
 
     def blind(run: Run) -> None:
-        until(lambda: run.trace.recorded_counts[Recorded.WRITTEN] > 10, "ten frames")
+        until(lambda: run.trace.unsaved_frames > 10, "ten frames")
         arm.read_faults = [OSError("no frame")] * 12
         until(lambda: not arm.read_faults, "the camera is back")
         with urllib.request.urlopen(f"http://127.0.0.1:{run.endpoint.port}/metrics") as answer:

@@ -56,6 +56,33 @@ def test_a_capture_that_ended_after_the_command_is_no_observation_of_it(clock, r
     assert view.seen_before(executed(6, at=clock.now())) is None
 
 
+def test_a_planner_that_is_ahead_of_the_observer_costs_no_frame(clock, robot) -> None:
+    """Tick 5 is executed, and the planner wakes first: its capture for tick 6 must not hide the one of tick 5."""
+    ticks = [5, 0]
+    view = view_of(robot, clock, ticks)
+    frames: list[Frame] = []
+    observer = Observer(view, clock, [SimpleNamespace(offer=frames.append)], lambda: None)
+    of_five = view.observe()
+    observer.executed(executed(5, at=clock.now()))
+    ticks[0] = 6
+    of_six = view.observe()
+    observer.executed(executed(6, at=clock.now()))
+    observer._thread.start()
+    observer.close()
+    assert [frame.reading for frame in frames] == [of_five, of_six]
+
+
+def test_a_capture_that_is_repeated_for_a_late_tick_does_not_hide_the_one_before(clock, robot) -> None:
+    ticks = [5, 0]
+    view = view_of(robot, clock, ticks, seconds=0.02)
+    complete = view.observe()
+    clock.time += 0.1
+    due = clock.now() + 0.01
+    view.observe()
+    assert ticks[1] == 2
+    assert view.seen_before(executed(5, at=due)) is complete
+
+
 def test_no_capture_is_begun_that_would_reach_into_the_next_tick(clock, robot) -> None:
     ticks = [0, 0]
     frames: list[Frame] = []

@@ -205,3 +205,18 @@ def test_a_prediction_without_end_is_given_up_after_the_grace(serve: Serve, load
     assert service.service.busy
     with pytest.raises(grpc.RpcError):
         running.result(PATIENCE_SECONDS)
+
+
+def test_the_threads_that_decode_end_with_the_service(serve: Serve) -> None:
+    before = {thread.ident for thread in threading.enumerate()}
+
+    def decoders() -> list[str]:
+        new = [thread for thread in threading.enumerate() if thread.ident not in before]
+        return [thread.name for thread in new if thread.name.startswith("decode")]
+
+    service = serve()
+    session = open_session(service.stub)
+    service.stub.PredictChunk(observation(session))
+    assert decoders()
+    service.stop()
+    assert not decoders()

@@ -37,6 +37,8 @@ class Display:
           ConfigurationError: Rerun is missing, there is no screen for its viewer, or where cannot be understood.
         """
         self._pipe = FramePipe("longarm_edge.rerun_display", _job(where, spec), CAPACITY)
+        self._opens_viewer = where == "spawn"
+        self._is_told = False
 
     def start(self) -> None:
         """Starts the process and returns at once."""
@@ -45,12 +47,19 @@ class Display:
     def is_ready(self, timeout: float) -> bool:
         """Waits timeout seconds at most for the viewer, the connection or the file to be open.
 
+        A viewer of our own that does not open is no fault of the settings: the run goes on without it.
+
         Raises:
-          ConfigurationError: It cannot be opened.
+          ConfigurationError: The file or the connection cannot be opened.
         """
         try:
             return self._pipe.is_ready(timeout)
         except FramePipeError as error:
+            if self._opens_viewer:
+                if not self._is_told:
+                    logger.warning("--display: %s. The run goes on without a picture", error)
+                self._is_told = True
+                return True
             raise ConfigurationError([f"--display: {error}"]) from error
 
     def offer(self, frame: Frame) -> None:
@@ -62,7 +71,8 @@ class Display:
         try:
             logger.debug("displayed: %s", self._pipe.close(CLOSE_SECONDS))
         except FramePipeError as error:
-            logger.warning("The display has failed: %s", error)
+            if not self._is_told:
+                logger.warning("The display has failed: %s", error)
             return str(error)
         return None
 

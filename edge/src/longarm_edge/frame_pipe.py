@@ -31,13 +31,16 @@ class FramePipeError(Exception):
 class FramePipe:
     """A child process that reads frames from its stdin and answers on its stdout with a JSON object a line.
 
-    It says {"ready": true} once, {"written": n} (all so far) as it goes, and at the end {"done": words} or
-    {"failed": words}. It gets no signal of the terminal and ends when its stdin does: whatever happens to the edge, it
-    can put away what it has.
+    It says {"ready": true} once, {"taken": n} (all so far) as it goes, and at the end {"kept": n} and {"done": words}
+    or {"failed": words}. It gets no signal of the terminal and ends when its stdin does: whatever happens to the edge,
+    it can put away what it has.
+
+    Attributes:
+      kept: Frames that the process has put away for good, as it said at its end.
     """
 
     def __init__(
-        self, module: str, job: dict[str, Any], capacity: int, on_written: Callable[[int], None] = lambda _: None
+        self, module: str, job: dict[str, Any], capacity: int, on_taken: Callable[[int], None] = lambda _: None
     ) -> None:
         """Makes a pipe at rest.
 
@@ -45,16 +48,16 @@ class FramePipe:
           module: What the process runs, as in python -m.
           job: Its first message.
           capacity: Frames that wait at most.
-          on_written: Told how many more frames the process has dealt with.
+          on_taken: Told how many frames the process has taken so far.
         """
         self._module = module
         self._command = [sys.executable, "-m", module]
         self._job = job
-        self._on_written = on_written
+        self._on_taken = on_taken
         self._frames: queue.Queue[Frame | None] = queue.Queue(capacity)
         self._ready = threading.Event()
         self._outcome: dict[str, Any] = {}
-        self._written = 0
+        self.kept = 0
         self._closing = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
@@ -64,6 +67,11 @@ class FramePipe:
         """Why the process cannot go on, if so."""
         failed = self._outcome.get("failed")
         return None if failed is None else str(failed)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has said its last word, so that kept is final."""
+        return bool(self._outcome)
 
     def start(self) -> None:
         """Starts the process and returns at once."""
@@ -153,9 +161,10 @@ class FramePipe:
                 except ValueError:  # something that a library printed before it could be kept from it
                     logger.debug("%s said: %r", self._module, line)
                     continue
-                if "written" in answer:
-                    self._on_written(answer["written"] - self._written)
-                    self._written = answer["written"]
+                if "taken" in answer:
+                    self._on_taken(answer["taken"])
+                elif "kept" in answer:
+                    self.kept = answer["kept"]
                 elif "ready" in answer:
                     self._ready.set()
                 else:

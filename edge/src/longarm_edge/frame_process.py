@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from longarm_edge.frame_stream import read_frames, read_job
 from longarm_edge.observer import Frame
@@ -16,7 +16,13 @@ NICENESS = 5
 
 
 class Consumer(Protocol):
-    """Does something with frames."""
+    """Does something with frames.
+
+    Attributes:
+      kept: Frames that are put away for good.
+    """
+
+    kept: int
 
     def add(self, frame: Frame) -> None:
         """Takes the next frame."""
@@ -43,6 +49,9 @@ def serve(open_consumer: Callable[[dict[str, Any]], Consumer]) -> None:
     # Whatever a library prints must not come between the answers
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # Nor may a program that a library starts hold the edge's end of the pipe open
+    frames = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
 
     def answer(**words: Any) -> None:
         try:
@@ -51,25 +60,30 @@ def serve(open_consumer: Callable[[dict[str, Any]], Consumer]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())
 
     try:
-        answer(done=_work(open_consumer, answer))
+        answer(done=_work(open_consumer, frames, answer))
     except CannotGoOnError as error:
         answer(failed=str(error))
     except Exception as error:
         answer(failed=f"{type(error).__name__}: {error}")
         raise
+    # Not by way of the interpreter's end, where a writer that has failed would try again what it has in memory
+    answers.flush()
+    os._exit(0)
 
 
-def _work(open_consumer: Callable[[dict[str, Any]], Consumer], answer: Callable[..., None]) -> str:
-    stream = sys.stdin.buffer
+def _work(open_consumer: Callable[[dict[str, Any]], Consumer], stream: BinaryIO, answer: Callable[..., None]) -> str:
     consumer = open_consumer(read_job(stream))
     answer(ready=True)
-    for count, frame in enumerate(_frames(stream), 1):
-        consumer.add(frame)
-        answer(written=count)
-    return consumer.close()
+    try:
+        for count, frame in enumerate(_frames(stream), 1):
+            consumer.add(frame)
+            answer(taken=count)
+        return consumer.close()
+    finally:
+        answer(kept=consumer.kept)
 
 
-def _frames(stream: Any) -> Iterator[Frame]:
+def _frames(stream: BinaryIO) -> Iterator[Frame]:
     try:
         yield from read_frames(stream)
     except OSError:  # as good as the end

@@ -1,5 +1,6 @@
 """The recorder's process: writes frames as an episode of a LeRobotDataset, with LeRobot's own writer."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -13,6 +14,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from longarm_edge.frame_process import CannotGoOnError, serve
 from longarm_edge.observer import Frame
+from longarm_edge.unfinished import InUseError, Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ ENCODER_OPTIONS = {"h264": {"preset": "ultrafast", "crf": 23}}
 FEWEST_FRAMES = 2
 # How often the disk is asked how much is left, in frames
 DISK_CHECK_FRAMES = 30
+# What a file system that calls itself full may still report as free
+FULL_BYTES = 1_000_000
 
 
 def features(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -53,7 +57,11 @@ def features(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 class Recording:
-    """One episode, being written."""
+    """One episode, being written.
+
+    Attributes:
+      kept: Frames that are saved for good: none before the episode is.
+    """
 
     def __init__(self, job: dict[str, Any]) -> None:
         """Makes the dataset, or opens it to add an episode.
@@ -61,14 +69,22 @@ class Recording:
         Raises:
           CannotGoOnError: The directory cannot be used, or holds a dataset of another robot.
         """
+        self.kept = 0
         self._root = Path(job["root"])
         self._task: str = job["task"]
         self._state_is_recorded = bool(job["state_names"])
         self._min_free_bytes: int = job["min_free_bytes"]
         self._count = 0
-        self._is_new = not job["resume"]
         try:
+            if job["resume"] and Unfinished.clear_up(self._root):
+                logger.warning("%s: an episode that was cut short has been removed", self._root)
+                if self._root.exists() and not (self._root / "meta/info.json").is_file():
+                    raise FileNotFoundError("there was no finished episode, and other files are in its way")
+            self._is_new = not (job["resume"] and self._root.exists())
             self._dataset = self._create(job) if self._is_new else self._resume(job)
+            self._unfinished = Unfinished.begin(self._root, is_new=self._is_new)
+        except InUseError as error:
+            raise CannotGoOnError(str(error)) from error
         except (OSError, ValueError) as error:
             raise CannotGoOnError(f"{self._root}: LeRobot cannot open a dataset here: {error}") from error
         self._check_disk()
@@ -77,10 +93,18 @@ class Recording:
         """Adds one frame.
 
         Raises:
-          CannotGoOnError: The disk is nearly full. What there is has been saved.
+          CannotGoOnError: The disk is nearly full, and what there is has been saved; or writing has failed, and the
+            episode is lost.
         """
         if self._count % DISK_CHECK_FRAMES == 0:
             self._check_disk()
+        try:
+            self._add(frame)
+        except Exception as error:
+            raise self._lost(error) from error
+        self._count += 1
+
+    def _add(self, frame: Frame) -> None:
         reading, done = frame.reading, frame.executed
         assert reading is not None, "only ticks that were seen are recorded"  # noqa: S101
         self._wait_for_writers()
@@ -96,21 +120,45 @@ class Recording:
                 "task": self._task,
             }
         )
-        self._count += 1
 
     def close(self) -> str:
-        """Saves the episode and returns where it is."""
+        """Saves the episode and returns where it is.
+
+        Raises:
+          CannotGoOnError: It cannot be saved and is lost. The dataset is what it was before.
+        """
+        try:
+            return self._save()
+        except Exception as error:
+            raise self._lost(error) from error
+
+    def _save(self) -> str:
         dataset = self._dataset
         if self._count < FEWEST_FRAMES:
             dataset.clear_episode_buffer()
             dataset.finalize()
-            if self._is_new:
-                shutil.rmtree(self._root)
+            self._unfinished.take_back()
             return f"nothing: {self._count} frames are no episode"
         episode = dataset.meta.total_episodes
         dataset.save_episode(parallel_encoding=False)
         dataset.finalize()
+        self._unfinished.finish()
+        self.kept = self._count
         return f"episode {episode} of {self._root}, {self._count} frames"
+
+    def _lost(self, error: Exception) -> CannotGoOnError:
+        """Takes the episode back and returns what there is to say of it."""
+        free = shutil.disk_usage(self._root).free
+        for end in (self._dataset.clear_episode_buffer, self._dataset.finalize, self._dataset.meta.finalize):
+            with contextlib.suppress(Exception):  # what cannot be written cannot be ended in good order either
+                end()
+        self._unfinished.take_back()
+        why = "the disk is full" if free < FULL_BYTES else "the episode cannot be written"
+        rest = "There was none before it" if self._is_new else "The episodes before it are whole"
+        return CannotGoOnError(
+            f"{self._root}: {why}, and the episode is lost, {self._count} frames so far. {rest}. "
+            f"({type(error).__name__}: {error})"
+        )
 
     def _create(self, job: dict[str, Any]) -> LeRobotDataset:
         return LeRobotDataset.create(

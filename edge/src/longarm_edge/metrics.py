@@ -72,8 +72,11 @@ class Recorded(StrEnum):
     """What became of a tick's frame in a run that is recorded."""
 
     WRITTEN = "written"
+    """Its episode is saved."""
     DROPPED = "dropped"
-    """No observation was there in time, or the recorder did not keep up."""
+    """No observation was there in time, the recorder did not keep up, or the recording had ended."""
+    LOST = "lost"
+    """The recorder had it, and its episode could not be saved."""
 
 
 class Reconnect(StrEnum):
@@ -143,6 +146,11 @@ class EdgeMetrics:
         self.received_bytes = counter("received_bytes_total", "Bytes of replies from the service.")
         self.recording_frames = counter(
             "recording_frames_total", "Frames of the recording by what became of them.", "outcome", Recorded
+        )
+        self.recording_unsaved = Gauge(
+            f"{prefix}_recording_unsaved_frames",
+            "Frames that the recorder has taken and whose episode is not saved yet.",
+            registry=registry,
         )
         Info(f"{prefix}_build", "What runs.", registry=registry).info({"version": __version__})
 

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Ticks that the observer may lie behind; at 30 ticks a second, half a second
 MAX_BACKLOG = 15
+# Captures that are kept for the ticks of that backlog, the tick to come and a capture that was repeated
+CAPTURES_SHARED = MAX_BACKLOG + 2
 # How many captures tell how long one usually takes
 CAPTURES_KEPT = 20
 
@@ -92,27 +94,29 @@ class SharedView:
         self._period = 1 / fps
         self._next_tick = next_tick
         self._lock = threading.Lock()
-        self._last: _Capture | None = None
+        # More than the last: the planner may capture for the next tick before the observer has looked at this one
+        self._captures: deque[_Capture] = deque(maxlen=CAPTURES_SHARED)
         self._seconds: deque[float] = deque(maxlen=CAPTURES_KEPT)
 
     def observe(self) -> RobotReading:
         """Returns this period's observation, captured now unless it was already. Raises as the robot does."""
         with self._lock:
             tick, started = self._next_tick(), self._clock.now()
-            if self._last is not None and self._last.tick == tick and started - self._last.started < self._period:
-                return self._last.reading
+            last = self._captures[-1] if self._captures else None
+            if last is not None and last.tick == tick and started - last.started < self._period:
+                return last.reading
             reading = replace(self._robot.observe(), captured_at=started)
             finished = self._clock.now()
             self._seconds.append(finished - started)
-            self._last = _Capture(tick, started, finished, reading)
+            self._captures.append(_Capture(tick, started, finished, reading))
             return reading
 
     def seen_before(self, executed: Executed) -> RobotReading | None:
-        """Returns the observation of an executed tick if it was complete when the tick's command went out."""
-        last = self._last
-        if last is None or last.tick != executed.tick or last.finished > executed.at:
-            return None
-        return last.reading
+        """Returns the newest observation of an executed tick that was complete when the tick's command went out."""
+        for capture in reversed(list(self._captures)):
+            if capture.tick == executed.tick and capture.finished <= executed.at:
+                return capture.reading
+        return None
 
     def expected_seconds(self) -> float:
         """Returns how long a capture usually takes, the planner's counted too; 0 without any."""

@@ -11,6 +11,7 @@ from longarm_edge.metrics import Recorded
 from longarm_edge.observer import Frame
 from longarm_edge.settings import EdgeSettings
 from longarm_edge.trace import Trace
+from longarm_edge.unfinished import is_unfinished
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import RobotSpec
 
@@ -41,7 +42,7 @@ class Recorder:
             "longarm_edge.lerobot_recorder",
             _job(settings, spec),
             capacity=max(2, math.ceil(QUEUE_SECONDS * settings.fps)),
-            on_written=lambda count: trace.recorded(Recorded.WRITTEN, count),
+            on_taken=trace.recording,
         )
 
     def start(self) -> None:
@@ -76,9 +77,12 @@ class Recorder:
         except FramePipeError as error:
             problem = f"The recording has failed: {error}"
             logger.error("%s", problem)
-        lost = self._offered - self._trace.recorded_counts[Recorded.WRITTEN]
-        if lost:
-            self._trace.recorded(Recorded.DROPPED, lost)
+        if not self._pipe.is_over:  # nobody knows yet what becomes of them
+            return problem
+        self._trace.recording(0)
+        for outcome, count in ((Recorded.WRITTEN, self._pipe.kept), (Recorded.LOST, self._offered - self._pipe.kept)):
+            if count:
+                self._trace.recorded(outcome, count)
         return problem
 
 
@@ -94,8 +98,14 @@ def _job(settings: EdgeSettings, spec: RobotSpec) -> dict[str, Any]:
             [f"--record: expected whole frames per second, as LeRobotDataset has, but found fps={settings.fps:g}"]
         )
     root = record.dir.resolve()
-    if record.resume and not (root / "meta/info.json").is_file():
+    cut_short = is_unfinished(root)
+    if record.resume and not cut_short and not (root / "meta/info.json").is_file():
         raise ConfigurationError([f"--record.resume: expected a LeRobotDataset in {root} but found none"])
+    if cut_short and not record.resume:
+        advice = "--record.resume removes that episode, keeps those that were finished, and adds one"
+        raise ConfigurationError(
+            [f"--record: {root} holds an episode that was cut short. Name a new directory, or go on there: {advice}"]
+        )
     if root.exists() and not record.resume:
         raise ConfigurationError(
             [f"--record: {root} exists. Name a new directory, or add an episode to it with --record.resume"]

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ APPLICATION = "longarm"
 MEMORY_LIMIT = os.environ.get("LEROBOT_RERUN_MEMORY_LIMIT", "10%")
 JPEG_QUALITY = 80
 CONNECT_SECONDS = 3.0
+# Rerun's own
+VIEWER_PORT = 9876
 # A viewer that reads no more must not keep this process
 CLOSE_SECONDS = 5.0
 
 
 class Display:
     """Cameras, joint targets against joint states, queue depth, action age and latency, over ticks and seconds."""
+
+    kept = 0
 
     def __init__(self, job: dict[str, Any]) -> None:
         """Opens the viewer, the connection or the file that job names.
@@ -37,10 +42,19 @@ class Display:
         blueprint = _blueprint(job)
         where: str = job["where"]
         if where == "spawn":
+            # The viewer's program lies beside Python, which need not be on the path
+            os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
             try:
-                self._stream.spawn(memory_limit=MEMORY_LIMIT, default_blueprint=blueprint)
+                self._stream.spawn(port=VIEWER_PORT, memory_limit=MEMORY_LIMIT, default_blueprint=blueprint)
+                # It returns as well when the viewer has ended at once, for want of a screen
+                socket.create_connection(("127.0.0.1", VIEWER_PORT), CONNECT_SECONDS).close()
             except RuntimeError as error:
-                raise CannotGoOnError(f"The Rerun viewer does not start: {error}") from error
+                raise CannotGoOnError(f"The Rerun viewer does not start: {str(error).splitlines()[0]}") from error
+            except OSError as error:
+                raise CannotGoOnError(
+                    "The Rerun viewer has not opened on this screen. Start `rerun` by hand to see why, and then pass "
+                    f"--display=127.0.0.1:{VIEWER_PORT}"
+                ) from error
         elif where.endswith(".rrd"):
             Path(where).parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -55,6 +55,7 @@ class Trace:
     observation_counts: Counter[Observation] = field(default_factory=Counter)
     reconnect_counts: Counter[Reconnect] = field(default_factory=Counter)
     recorded_counts: Counter[Recorded] = field(default_factory=Counter)
+    unsaved_frames: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     _sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
@@ -110,6 +111,11 @@ class Trace:
         with self._lock:
             self.recorded_counts[outcome] += count
         self.metrics.recording_frames.labels(outcome).inc(count)
+
+    def recording(self, unsaved_frames: int) -> None:
+        """The recorder has so many frames that are not saved yet."""
+        self.unsaved_frames = unsaved_frames
+        self.metrics.recording_unsaved.set(unsaved_frames)
 
     def observation_fps(self, now: float) -> float:
         """Returns the observations sent per second over the last RATE_WINDOW seconds."""

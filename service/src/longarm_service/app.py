@@ -107,6 +107,8 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             # The HTTP endpoint outlives the rest, so that the drain can be watched
             self._start_http(stack)
+            # No call and no prediction needs the decoders by then
+            stack.callback(self._servicer.close)
             await stack.enter_async_context(self._worker)
             server = await self._start_grpc()
             # Predictions are answered by then. What is left are watches of health and reflection, which never end by

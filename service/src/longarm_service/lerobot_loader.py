@@ -17,6 +17,7 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
 from longarm_service.checkpoint import Checkpoint
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
+from longarm_service.lerobot_weights import load_whole
 from longarm_service.policy import (
     DeviceMemory,
     Fingerprint,
@@ -145,7 +146,7 @@ class LerobotLoader(PolicyLoader):
         ]
 
     def _build(self, found: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype | None) -> Model:
-        policy = get_policy_class(found.policy_type).from_pretrained(str(found.directory), config=config)
+        policy = load_whole(get_policy_class(found.policy_type), found.directory, config)
         # Real-time chunking takes gradients with respect to actions; weights would only cost memory
         policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two

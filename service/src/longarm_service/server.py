@@ -61,6 +61,10 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._draining = False
         self._decoders = ThreadPoolExecutor(thread_name_prefix="decode")
 
+    def close(self) -> None:
+        """Ends the decoders' threads. No call may be running any more."""
+        self._decoders.shutdown(cancel_futures=True)
+
     async def drain(self, grace_seconds: float) -> None:
         """Refuses what begins from now on and robots that wait for a load, and lets predictions be answered.
 
