@@ -41,7 +41,6 @@ on a GPU machine that ssh reaches, as [user@]host [-p PORT] [-i KEY]:
   status, logs [-f], stop, restart
   down          stop and remove everything of Longarm there
 
-
 Robot flags are LeRobot's own: --robot.type=so101_follower --robot.port=/dev/ttyACM0 --robot.cameras="{{…}}"
 Every setting is also an environment variable LONGARM_EDGE_*, and may stand in a file .env.
 
