@@ -307,7 +307,8 @@ def _dial(address: str) -> grpc.Channel:
             # Its own connection: a closed channel must not leave a dead one behind for the next
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
+            # Never longer: a tunnel that is up again must not be waited for, and to ask on this machine costs nothing
+            ("grpc.max_reconnect_backoff_ms", 100),
         ],
     )
 

@@ -10,9 +10,9 @@ from typing import Any
 
 # An attempt that gets no answer is repeated by TCP after 1, 3, 7, … s: a link that is back may go unnoticed for as long
 # as it was gone. A fresh attempt notices it at once
-ATTEMPT_SECONDS = 0.5
+ATTEMPT_SECONDS = 0.25
 # How many are on the way at a time. The first one stays: over a link of seconds it is the one that gets through
-MAX_ATTEMPTS = 4
+MAX_ATTEMPTS = 8
 
 
 def open_connection(host: str, port: int, timeout: float) -> socket.socket:

@@ -42,7 +42,6 @@ def connect(route: Route) -> "ParamikoLink":
     """Returns an established link, see longarm_edge.tunnel.link.Connect."""
     with ExitStack() as stack:
         connection, transport = log_in(route, stack)
-        _make_far_side_prompt(transport, route)
         link = ParamikoLink(route, connection, transport)
         link.start(stack)
     return link
@@ -81,6 +80,7 @@ class ParamikoLink:
         self.ended = threading.Event()
         self.forward_error: TunnelError | None = None
         self._settings = route.settings
+        self._warn = route.warn
         self._connection = connection
         self._transport = transport
         self._forwarder = _Forwarder(transport, route, self._forward_failed)
@@ -89,7 +89,7 @@ class ParamikoLink:
         self._silent = False
         self._threads = [
             threading.Thread(target=target, name=f"ssh-{target.__name__.strip('_')}", daemon=True)
-            for target in (self._ping, self._watch)
+            for target in (self._make_far_side_prompt, self._ping, self._watch)
         ]
 
     def start(self, resources: ExitStack) -> None:
@@ -130,6 +130,21 @@ class ParamikoLink:
             self.forward_error = forward_refused(port)
         else:
             self.forward_error = nothing_listens(port)
+
+    def _make_far_side_prompt(self) -> None:
+        """Runs a command that does nothing: only then does sshd turn Nagle's algorithm off on its side.
+
+        Takes two round trips, for which an arm that stands still need not wait.
+        """
+        try:
+            with self._transport.open_session(timeout=self._settings.connect_timeout) as channel:
+                channel.exec_command("true")
+        except (paramiko.SSHException, OSError, EOFError):
+            if self._transport.is_active():  # else it is the link that is gone
+                self._warn(
+                    "The SSH server takes no commands from this account, so it keeps waiting to fill its packets: "
+                    "expect up to 44 ms more per round trip."
+                )
 
     def _ping(self) -> None:
         """Has the far side answer every second. Any answer will do, a refusal as well."""
@@ -369,15 +384,3 @@ def _reach(transport: _Transport, hop: Hop, settings: SshSettings) -> paramiko.C
         raise TunnelError(Cause.TCP, f"The jump host does not reach {hop.known_as} ({error}).") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         raise TunnelError(Cause.TCP, f"The jump host does not reach {hop.known_as} ({error}).") from error
-
-
-def _make_far_side_prompt(transport: _Transport, route: Route) -> None:
-    """Runs a command that does nothing: only then does sshd turn Nagle's algorithm off on its side."""
-    try:
-        with transport.open_session(timeout=route.settings.connect_timeout) as channel:
-            channel.exec_command("true")
-    except (paramiko.SSHException, OSError, EOFError):
-        route.warn(
-            "The SSH server takes no commands from this account, so it keeps waiting to fill its packets: expect up to "
-            "44 ms more per round trip."
-        )
