@@ -139,7 +139,8 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             job = Job(request, session, requests.decode(request, session, self._decoders))
             prediction, queued = await self._worker.run(session.id, job, self._company(session))
             self._sessions.touch(session)
-            await asyncio.sleep(max(0.0, self._settings.inference_latency - (time.perf_counter() - arrived)))
+            if (early := self._settings.inference_latency - (time.perf_counter() - arrived)) > 0:
+                await asyncio.sleep(early)
             response = self._answer(request, prediction, queued, time.perf_counter() - arrived)
             outcome = "answered"
             return response
