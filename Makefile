@@ -20,7 +20,7 @@ demo-ssh: $(READY)  ## The same through a private sshd and the tunnel
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(READY)  ## Measure against LeRobot's own async pair, 13 min (BENCH_ARGS="--links 40/10 --seconds 10")
+bench: $(READY)  ## Measure against LeRobot's own async pair, 15 min (BENCH_ARGS="--links 40/10 --seconds 10")
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
 lint: $(READY)  ## Check style
