@@ -11,11 +11,14 @@ import threading
 import time
 from pathlib import Path
 
+import paramiko
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from longarm_edge.tunnel import Cause, Probed, State, StateChanged, TunnelError
+from longarm_edge.tunnel import Cause, Probed, State, StateChanged, TunnelError, paramiko_link
+from longarm_edge.tunnel.host_keys import HostKeys
+from longarm_edge.tunnel.link import Route
 from longarm_edge.tunnel.local_sshd import descendants
 from longarm_edge.tunnel.metrics import TunnelMetrics
 
@@ -224,6 +227,32 @@ def test_large_requests_do_not_wait_for_acknowledgements(lab) -> None:
 
     round_trips = [round_trip() for _ in range(25)]
     assert statistics.median(round_trips[5:]) < 0.02
+
+
+def test_forwarding_does_not_wait_for_the_far_sides_prompt(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What turns Nagle's algorithm off takes two round trips, for which an arm would stand still after an outage."""
+    if lab.backend != "paramiko":
+        pytest.skip("ssh forwards and asks for a terminal at a time")
+    let_go = threading.Event()
+    open_session = paramiko.Transport.open_session
+
+    def late(*arguments, **how):
+        assert let_go.wait(20)
+        return open_session(*arguments, **how)
+
+    monkeypatch.setattr(paramiko.Transport, "open_session", late)
+    settings = lab.settings(lab.sshd())
+    ports = [free_port() for _ in settings.forwards]
+    with contextlib.closing(paramiko_link.connect(Route(settings, ports, HostKeys(settings, None)))):
+        try:
+            check(lab.channel(f"127.0.0.1:{ports[0]}"))
+        finally:
+            let_go.set()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 def test_metrics_tell_what_happened(lab) -> None:
