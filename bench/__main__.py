@@ -24,9 +24,9 @@ from bench.network import make_network
 from bench.page import write_page
 from bench.peers import FPS, Longarm, Stock, ssh_available
 from bench.plots import draw
+from bench.publish import RESULTS
 from bench.report import BYTES_PER_KILOBYTE, Row, as_json
 
-RESULTS = Path(__file__).parent / "results"
 INFERENCE = 0.1
 PARTS = ("links", "outages", "act", "replan")
 THRESHOLDS = (0.25, 0.5, 0.75)

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 from bench.fleet import Answer, Asker, LongarmRobot, StockRobot, idle_share
+from bench.made_policy import add_policy_options, make_checkpoint
 from bench.peers import Longarm, Peer, Stock
+from bench.publish import publish
 from bench.service import serving
 
 WARM_UP_SECONDS = 2.0
@@ -136,17 +138,6 @@ def kinds(device: str, batch_sizes: list[int], window: float) -> list[Kind]:
     return [*found, Kind(Stock.name, Stock(), StockRobot)]
 
 
-def make_checkpoint(policy: str, folder: Path, hidden_size: int, layers: int, image_size: int) -> Path:
-    """Makes the policy to serve, with random weights."""
-    if policy == "act":
-        from lerobot_robot_longarm_sim.checkpoint import make_checkpoint as make_act
-
-        return make_act(folder / "act")
-    from bench.smolvla_checkpoint import make_smolvla
-
-    return make_smolvla(folder / "smolvla", hidden_size=hidden_size, layers=layers, image_size=image_size)
-
-
 def table(rows: list[tuple[str, Row]]) -> list[str]:
     """Returns rows as lines of Markdown."""
     lines = [
@@ -164,12 +155,8 @@ def table(rows: list[tuple[str, Row]]) -> list[str]:
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", choices=("act", "smolvla"), default="act", help="made with random weights")
+    add_policy_options(parser)
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint for six joints, front and wrist, instead")
-    parser.add_argument("--hidden-size", type=int, default=64, help="of SmolVLA; its own is 960")
-    parser.add_argument("--layers", type=int, default=2, help="of SmolVLA; its own are 16")
-    parser.add_argument("--image-size", type=int, default=64, help="of SmolVLA; its own is 512")
-    parser.add_argument("--device", default="cpu", help="of the policy")
     parser.add_argument("--robots", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--max_batch_size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--batch_window", type=float, default=0.003, help="in seconds")
@@ -181,9 +168,7 @@ def main() -> None:
         folder = Path(name)
         checkpoint = (options.checkpoint or folder / "policy").resolve()
         if options.checkpoint is None:
-            checkpoint = make_checkpoint(
-                options.policy, checkpoint, options.hidden_size, options.layers, options.image_size
-            )
+            checkpoint = make_checkpoint(options, checkpoint)
         for number, kind in enumerate(kinds(options.device, options.max_batch_size, options.batch_window)):
             with running(kind, folder / str(number), checkpoint) as server:
                 for robots in options.robots:
@@ -211,8 +196,7 @@ def main() -> None:
             "",
         ]
     )
-    (Path(__file__).parent / "results" / f"{options.name}.md").write_text(text)
-    print(text)
+    publish(options.name, text)
 
 
 if __name__ == "__main__":

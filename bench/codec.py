@@ -26,6 +26,7 @@ from torchvision.io import encode_jpeg
 
 from bench.arm import CAMERAS
 from bench.checkpoint import HEIGHT, WIDTH, make_film
+from bench.publish import publish
 from lerobot_robot_longarm_sim.checkpoint import make_checkpoint
 from lerobot_robot_longarm_sim.joints import HOME, JOINTS
 from longarm_wire import images
@@ -213,10 +214,7 @@ def main() -> None:
             "",
         ]
     )
-    target = Path(__file__).parent / "results" / "codec.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text)
-    print(text)
+    publish("codec", text)
 
 
 if __name__ == "__main__":

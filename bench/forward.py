@@ -20,7 +20,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 
-from bench.batching import make_checkpoint
+from bench.made_policy import add_policy_options, make_checkpoint
+from bench.publish import publish
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors
 from longarm_service.policy import Observation, PolicyChoice
@@ -108,11 +109,7 @@ def measured(found: dict[str, Callable[[], np.ndarray]], rounds: int) -> list[st
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", choices=("act", "smolvla"), default="act", help="made with random weights")
-    parser.add_argument("--hidden-size", type=int, default=64, help="of SmolVLA; its own is 960")
-    parser.add_argument("--layers", type=int, default=2, help="of SmolVLA; its own are 16")
-    parser.add_argument("--image-size", type=int, default=64, help="of SmolVLA; its own is 512")
-    parser.add_argument("--device", default="cpu", help="of the policy")
+    add_policy_options(parser)
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     parser.add_argument("--rounds", type=int, default=20, help="how often each way is timed")
     parser.add_argument("--name", default="forward", help="of the file in bench/results")
@@ -122,9 +119,7 @@ def main() -> None:
     if options.device.startswith("cuda"):
         where = torch.cuda.get_device_name(options.device)
     with tempfile.TemporaryDirectory(prefix="longarm-bench-") as folder:
-        checkpoint = make_checkpoint(
-            options.policy, Path(folder) / "policy", options.hidden_size, options.layers, options.image_size
-        )
+        checkpoint = make_checkpoint(options, Path(folder) / "policy")
         lines = measured(ways(checkpoint, options.device), options.rounds)
     sizes = f" ({options.hidden_size} wide, {options.layers} layers, images of {options.image_size})"
     text = "\n".join(
@@ -141,8 +136,7 @@ def main() -> None:
             "",
         ]
     )
-    (Path(__file__).parent / "results" / f"{options.name}.md").write_text(text)
-    print(text)
+    publish(options.name, text)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate
 
+from bench.publish import publish
 from bench.smolvla_checkpoint import JOINTS, make_smolvla
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
 from longarm_edge.rtc import RealTimeChunking
@@ -166,8 +167,7 @@ def main() -> None:
             "",
         ]
     )
-    (Path(__file__).parent / "results" / "rtc.md").write_text(text)
-    print(text)
+    publish("rtc", text)
 
 
 if __name__ == "__main__":

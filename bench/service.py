@@ -28,6 +28,7 @@ from bench.checkpoint import CHUNK_SIZE, HEIGHT, WIDTH, make_checkpoint, make_fi
 from bench.configuration_emulated import POLICY_TYPE
 from bench.peers import FPS, Longarm, Peer, Stock, environment
 from bench.processes import Child
+from bench.publish import publish
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
 from longarm_edge.policy_client import SERVER_STAGES, PolicyChoice, PolicyClient
 from longarm_wire.images import DEFAULT_JPEG_QUALITY, Codec
@@ -134,9 +135,7 @@ def main() -> None:
             "",
         ]
     )
-    (Path(__file__).parent / "results").mkdir(exist_ok=True)
-    (Path(__file__).parent / "results" / "service.md").write_text(text)
-    print(text)
+    publish("service", text)
 
 
 if __name__ == "__main__":
