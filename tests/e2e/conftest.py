@@ -1,11 +1,14 @@
 """A real service on a thread with a scripted policy, a LeRobot robot without hardware, and a way to run the edge."""
 
 import asyncio
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,6 +241,30 @@ class RunningService:
 @pytest.fixture
 def script() -> Script:
     return Script()
+
+
+def recording_arm_script() -> Script:
+    """Returns the script of a policy for the recording_arm of tests/plugins."""
+    cameras = dict.fromkeys(("observation.images.front", "observation.images.wrist"), (48, 64))
+    return Script(spec=PolicySpec("scripted", 6, 6, cameras, chunk_size=30))
+
+
+def recording_arm_environment(directory: Path, service: "RunningService", **more: str) -> dict[str, str]:
+    """Returns what a process of the edge needs to drive a recording_arm, whose files are in directory."""
+    robot = {
+        "type": "recording_arm",
+        "log": str(directory / "arm.log"),
+        "stuck": str(directory / "stuck"),
+        "calibration_dir": str(directory),
+    }
+    return {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")} | {
+        "PYTHONPATH": str(Path(__file__).parents[1] / "plugins"),
+        "LONGARM_EDGE_SERVER_ADDRESS": service.address,
+        "LONGARM_EDGE_PRETRAINED_NAME_OR_PATH": "scripted",
+        "LONGARM_EDGE_ROBOT": json.dumps(robot),
+        "LONGARM_EDGE_METRICS_PORT": "0",
+        **more,
+    }
 
 
 @pytest.fixture

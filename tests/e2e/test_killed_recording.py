@@ -1,6 +1,5 @@
 """A recorded run that is killed, as a process of its own: what is left on the disk, and of processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,38 +13,20 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from longarm_edge.unfinished import is_unfinished
 from longarm_wire import exit_codes
-from longarm_wire.specs import PolicySpec
-from tests.e2e.conftest import RunningService, Script
+from tests.e2e.conftest import RunningService, Script, recording_arm_environment, recording_arm_script
 
 pytestmark = pytest.mark.timeout(240)
-
-PLUGINS = Path(__file__).parents[1] / "plugins"
-FRAME = (48, 64)
 
 
 @pytest.fixture
 def script() -> Script:
-    cameras = {"observation.images.front": FRAME, "observation.images.wrist": FRAME}
-    return Script(spec=PolicySpec("scripted", 6, 6, cameras, chunk_size=30))
+    return recording_arm_script()
 
 
 @pytest.fixture
 def record(tmp_path: Path, service: RunningService) -> Callable[..., "subprocess.Popen[bytes]"]:
     """Starts a run that records into tmp_path/episodes."""
-    robot = {
-        "type": "recording_arm",
-        "log": str(tmp_path / "arm.log"),
-        "stuck": str(tmp_path / "stuck"),
-        "calibration_dir": str(tmp_path),
-    }
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")} | {
-        "PYTHONPATH": str(PLUGINS),
-        "LONGARM_EDGE_SERVER_ADDRESS": service.address,
-        "LONGARM_EDGE_PRETRAINED_NAME_OR_PATH": "scripted",
-        "LONGARM_EDGE_ROBOT": json.dumps(robot),
-        "LONGARM_EDGE_METRICS_PORT": "0",
-        "LONGARM_EDGE_RECORD__MIN_FREE_MB": "0",
-    }
+    environment = recording_arm_environment(tmp_path, service, LONGARM_EDGE_RECORD__MIN_FREE_MB="0")
     command = [sys.executable, "-m", "longarm_edge.cli", "run", "--record", str(tmp_path / "episodes")]
 
     def start(*flags: str) -> "subprocess.Popen[bytes]":

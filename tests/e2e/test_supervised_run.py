@@ -1,7 +1,6 @@
 """A run as systemd sees it: a process of its own, a socket for its notifications, and signals."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,17 +12,12 @@ from pathlib import Path
 import pytest
 
 from longarm_wire import exit_codes
-from longarm_wire.specs import PolicySpec
-from tests.e2e.conftest import RunningService, Script
-
-PLUGINS = Path(__file__).parents[1] / "plugins"
-FRAME = (48, 64)
+from tests.e2e.conftest import RunningService, Script, recording_arm_environment, recording_arm_script
 
 
 @pytest.fixture
 def script() -> Script:
-    cameras = {"observation.images.front": FRAME, "observation.images.wrist": FRAME}
-    return Script(spec=PolicySpec("scripted", 6, 6, cameras, chunk_size=30))
+    return recording_arm_script()
 
 
 class Supervised:
@@ -37,22 +31,13 @@ class Supervised:
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(str(directory / "notify"))
         self._manager.settimeout(0.1)
-        robot = {
-            "type": "recording_arm",
-            "log": str(directory / "arm.log"),
-            "stuck": str(self.stuck),
-            "calibration_dir": str(directory),
-        }
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")} | {
-            "NOTIFY_SOCKET": str(directory / "notify"),
-            "WATCHDOG_USEC": "2000000",
-            "PYTHONPATH": str(PLUGINS),
-            "LONGARM_EDGE_SERVER_ADDRESS": service.address,
-            "LONGARM_EDGE_PRETRAINED_NAME_OR_PATH": "scripted",
-            "LONGARM_EDGE_ROBOT": json.dumps(robot),
-            "LONGARM_EDGE_METRICS_PORT": "0",
-            "LONGARM_EDGE_SAFETY__POSE_FILE": str(self.pose_file),
-        }
+        environment = recording_arm_environment(
+            directory,
+            service,
+            NOTIFY_SOCKET=str(directory / "notify"),
+            WATCHDOG_USEC="2000000",
+            LONGARM_EDGE_SAFETY__POSE_FILE=str(self.pose_file),
+        )
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "longarm_edge.cli", "run"], env=environment, cwd=directory, stderr=log
