@@ -1,4 +1,4 @@
-"""The status line during a run, and the summary and the picture at its end."""
+"""Progress and the status line during a run, and the summary and the picture at its end."""
 
 import io
 import threading
@@ -8,8 +8,9 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_edge.action_queue import Drop
-from longarm_edge.console import StatusLine
+from longarm_edge.console import StatusLine, opening
 from longarm_edge.link import LinkState
 from longarm_edge.metrics import EdgeMetrics, Observation, Stage, Tick
 from longarm_edge.report import draw, render, summarize
@@ -81,6 +82,13 @@ def test_the_picture_is_written_where_it_should_be(trace: Trace, tmp_path) -> No
 def test_observation_fps_is_over_the_last_seconds(trace: Trace) -> None:
     assert trace.observation_fps(103.0) == pytest.approx(4 / 5)
     assert trace.observation_fps(120.0) == 0
+
+
+def test_what_the_service_says_while_it_loads_is_no_markup() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
+    with opening(console, "session") as on_progress:
+        on_progress(pb.Progress(stage=pb.PROGRESS_STAGE_FETCHING, message="[/models/act] [bold"))
+    assert "fetching the policy: [/models/act] [bold" in console.export_text()
 
 
 def test_a_log_gets_a_line_when_the_state_changes_and_not_every_second(
