@@ -7,7 +7,7 @@ import logging
 import pkgutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,14 +106,28 @@ class LeRobotRobot:
         """LeRobot's own object, for looking at what only some robots have."""
         return self._robot
 
-    def connect(self) -> None:
-        """Connects to the hardware. An uncalibrated robot is refused: calibration asks questions."""
+    @property
+    def arms(self) -> tuple[LeRobot, ...]:
+        """LeRobot's objects that have motors of their own: of a robot composed of others, those."""
+        return tuple(part for part in vars(self._robot).values() if isinstance(part, LeRobot)) or (self._robot,)
+
+    def connect(self, *, configure: bool = True) -> None:
+        """Connects to the hardware. An uncalibrated robot is refused: calibration asks questions.
+
+        Args:
+          configure: Whether LeRobot writes its settings to the motors, which drops the arm for a moment and leaves it
+            stiff. Without, an arm that holds goes on holding and a limp one stays limp, to be read and left alone.
+
+        Raises:
+          ConnectionError: LeRobot cannot connect, or the robot is not calibrated.
+        """
         try:
-            self._robot.connect(calibrate=False)
+            with contextlib.nullcontext() if configure else _unconfigured(self.arms):
+                self._robot.connect(calibrate=False)
         except Exception as error:
             raise ConnectionError(f"Cannot connect to the robot {self.spec.robot_type}: {error}") from error
         if not self._robot.is_calibrated:
-            self._robot.disconnect()
+            self.disconnect(torque=None if configure else True)
             raise ConnectionError(
                 f"The robot {self.spec.robot_type} is not calibrated. Run lerobot-calibrate with the same flags."
             )
@@ -151,6 +165,18 @@ class LeRobotRobot:
                     self.spec.robot_type,
                 )
             self._robot.disconnect()
+
+
+@contextlib.contextmanager
+def _unconfigured(arms: Sequence[LeRobot]) -> Iterator[None]:
+    """Keeps LeRobot, which configures motors as it connects to them, from doing so."""
+    for arm in arms:
+        arm.configure = lambda: None
+    try:
+        yield
+    finally:
+        for arm in arms:
+            del arm.configure
 
 
 def _named(settings: Mapping[str, Any], flags: Sequence[str]) -> str | None:

@@ -7,9 +7,7 @@ from rich.console import Console
 from longarm_edge.doctor.findings import Finding, Verdict, show
 
 FOREIGN = [
-    Finding(
-        "host key", Verdict.FAILED, 'changed: ssh-keygen -R "[gpu.example.com]:20567"', 'ssh-keygen -R "[h]:1"'
-    ),
+    Finding("host key", Verdict.FAILED, 'changed: ssh-keygen -R "[gpu.example.com]:20567"', 'ssh-keygen -R "[h]:1"'),
     Finding("serial port", Verdict.FAILED, "no port [/dev/ttyACM0]", "plug in [/dev/ttyACM0] [bold"),
     Finding("camera [front]", Verdict.WARNING, "OpenCVCamera[/] ends\\", "[red]more light\\"),
     Finding("robot", Verdict.OK, "a :warning: robot"),

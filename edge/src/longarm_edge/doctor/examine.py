@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from longarm_edge import __version__
-from longarm_edge.doctor.findings import Finding, Steps, Verdict
+from longarm_edge.doctor.findings import Finding, Steps, Verdict, worst
 from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
 from longarm_edge.doctor.measure import Measured, measure
 from longarm_edge.doctor.predict import NO_IDLE, Plan, predict, recommend
@@ -41,7 +41,7 @@ class Examination:
     measured: dict[str, Any] = field(default_factory=dict)
 
     def findings(self) -> Iterator[Finding]:
-        """Yields each finding as soon as it is known. The robot is connected, read and let go of, and never moved."""
+        """Yields each finding as soon as it is known. The robot is read and let go of; its motors are left alone."""
         with ExitStack() as stack:
             robot = yield from self._look_at_configuration()
             robot_answers = robot is not None and (yield from self._look_at_robot(robot, stack))
@@ -72,19 +72,17 @@ class Examination:
         return robot
 
     def _look_at_robot(self, robot: LeRobotRobot, stack: ExitStack) -> Steps[bool]:
-        port = check_port(robot.lerobot.config)
-        yield port
-        calibration = check_calibration(robot)
-        yield calibration
-        if Verdict.FAILED in (port.verdict, calibration.verdict):
+        first = [finding for arm in robot.arms for finding in (check_port(arm.config), check_calibration(arm))]
+        yield from first
+        if worst(first) is Verdict.FAILED:
             yield Finding("robot", Verdict.SKIPPED, "not connected: mend what is above first")
             return False
         try:
-            robot.connect()
+            robot.connect(configure=False)
         except ConnectionError as error:
             yield Finding("robot", Verdict.FAILED, str(error), "Is it switched on, and does nothing else use it?")
             return False
-        stack.callback(robot.disconnect, torque=None)
+        stack.callback(robot.disconnect, torque=True)
         spec = robot.spec
         yield Finding("robot", Verdict.OK, f"{len(spec.action_names)} actions, {len(spec.state_names)} states")
         yield from check_cameras(robot)
