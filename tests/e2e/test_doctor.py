@@ -90,10 +90,41 @@ def test_an_arm_that_is_not_calibrated_is_left_as_it_was_found(service, tmp_path
 
 def test_chunks_that_are_too_short_for_the_policy_get_advice(examine, script) -> None:
     script.seconds = 0.3
-    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (48, 64)}, chunk_size=5)
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (48, 64)}, chunk_size=5, fps=30.0)
     checks, _, _ = examine()
     assert checks["prediction"].verdict is Verdict.WARNING
-    assert "fps" in checks["advice"].fix or "faster GPU" in checks["advice"].found
+    assert "a chunk lasts 167 ms: the arm stands until the next comes" in checks["prediction"].found
+    assert "faster GPU" in checks["advice"].found
+    assert "fps" not in checks["advice"].fix, "the service would refuse another rate than the policy's"
+
+
+def test_all_actions_of_a_chunk_are_advised_where_too_few_are_taken(examine, script) -> None:
+    script.seconds = 0.4
+    checks, _, _ = examine(actions_per_chunk=8)
+    assert "chunks of 30, 8 are taken" in checks["policy"].found
+    assert checks["prediction"].verdict is Verdict.WARNING
+    assert checks["advice"].fix == "--actions_per_chunk=30"
+
+
+def test_costs_are_those_of_the_codec_that_is_set(examine, script) -> None:
+    bytes_of = {}
+    for codec in ("jpeg", "raw"):
+        checks, _, examination = examine(image_codec=codec, jpeg_quality=80)
+        bytes_of[codec] = examination.measured["costs"]["observation_bytes"]
+        assert f"as {'JPEG of quality 80' if codec == 'jpeg' else 'raw'}" in checks["observation"].found
+    assert bytes_of["raw"] == 48 * 64 * 3 + 3 * 4
+    assert bytes_of["jpeg"] < bytes_of["raw"] / 5
+
+
+def test_a_horizon_that_is_too_short_for_the_link_is_found_with_chunks_that_follow(examine, script) -> None:
+    script.seconds = 0.1
+    cameras = {"observation.images.front": (48, 64)}
+    script.spec = PolicySpec("scripted", 3, 3, cameras, 30, supports_rtc=True, model_action_dim=3)
+    checks, _, _ = examine(aggregate_fn_name="rtc", rtc={"execution_horizon": 2})
+    assert checks["advice"].fix.startswith("--rtc.execution_horizon=")
+    assert "jump" in checks["advice"].found
+    followed = [guidance for _, guidance in script.seen if guidance is not None and guidance.prefix is not None]
+    assert followed, "what a chunk takes that follows another is what is measured"
 
 
 def test_no_service(examine, service) -> None:
