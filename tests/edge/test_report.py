@@ -19,9 +19,8 @@ from longarm_edge.trace import RequestRecord, TickRecord, Trace
 FPS = 30.0
 
 
-@pytest.fixture
-def trace() -> Trace:
-    """Three seconds with a late tick, two idle ticks in the first second, one after it, and three skipped."""
+def three_seconds() -> Trace:
+    """Returns a run with a late tick, two idle ticks in the first second, one after it, and three skipped."""
     found = Trace(EdgeMetrics(CollectorRegistry()))
     tick = 0
     while tick < 90:
@@ -38,6 +37,28 @@ def trace() -> Trace:
     found.observation(Observation.FILTERED)
     found.bytes_moved(40_000, 1_200)
     return found
+
+
+@pytest.fixture
+def trace() -> Trace:
+    return three_seconds()
+
+
+@pytest.mark.parametrize("kept", [1000, 20])
+def test_a_run_is_counted_whole_however_long_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path, kept: int) -> None:
+    """Ticks and requests are kept for a while, an hour at 30 a second; a run goes on for days."""
+    whole = summarize(three_seconds(), {}, FPS)
+    monkeypatch.setattr("longarm_edge.trace.KEPT_TICKS", kept)
+    monkeypatch.setattr("longarm_edge.trace.KEPT_REQUESTS", max(1, kept // 10))
+    trace = three_seconds()
+    summary = summarize(trace, {}, FPS)
+    assert summary.seconds == whole.seconds == pytest.approx(3.0, abs=0.01)
+    assert (summary.ticks, summary.late_ticks) == (whole.ticks, whole.late_ticks)
+    assert summary.idle_after_first_second == 1
+    assert "ran 3.0 s, 28.0 actions/s" in render(summary)
+    told = "times are those of the last 20 ticks and 2 chunks" in render(summary)
+    assert told is (kept == 20)
+    draw(trace, FPS, tmp_path / "run.png")
 
 
 def test_the_summary_counts_what_happened(trace: Trace) -> None:
