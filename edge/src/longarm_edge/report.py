@@ -1,5 +1,6 @@
 """What a run was like: a summary in words and numbers, and a picture."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,26 @@ def render(summary: Summary) -> str:
     return "\n".join(line for line in lines if line is not None)
 
 
+def check_picture(path: Path) -> None:
+    """Returns if a picture can be written to path, which is left as it is; the directory around it is made.
+
+    Raises:
+      ValueError: The end of its name is no format that can be drawn.
+      OSError: path cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    known = FigureCanvasAgg(Figure()).get_supported_filetypes()
+    if _format(path) not in known:
+        raise ValueError(f"Expected a name that ends in one of {', '.join(sorted(known))} but found {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.open("ab").close()
+    else:
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def draw(trace: Trace, fps: float, path: Path) -> None:
     """Writes a picture of queue depth, action age and tick lateness over time to path (any format of matplotlib).
 
@@ -171,7 +192,11 @@ def draw(trace: Trace, fps: float, path: Path) -> None:
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format=_format(path))
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower() or "png"
 
 
 def _counts(
