@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tests.servos import TORQUE, Servos
 
-from longarm_edge.lerobot_robot import make_robot
+from longarm_edge.lerobot_robot import make_robot, parse_robot
+from longarm_wire.settings import ConfigurationError
 
 
 class Slow:
@@ -50,6 +51,37 @@ def test_calls_are_serialised_unless_the_robot_takes_several(tmp_path, monkeypat
     reader.join(5)
     writer.join(5)
     assert slow.overlapped is thread_safe
+
+
+def camera(**fields: object) -> dict[str, object]:
+    whole = {"type": "opencv", "index_or_path": 0, "width": 640, "height": 480, "fps": 30, **fields}
+    return {"front": {name: value for name, value in whole.items() if value is not None}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "words"),
+    [
+        ({"cameras": camera(width=None)}, [], "Specifying 'width' is required"),
+        ({"cameras": camera(color_mode="pink")}, [], "expected to be in .*rgb"),
+        ({"cameras": camera(fps="many")}, [], "front.fps.*Couldn't parse 'many' into an int"),
+        ({"cameras": camera(type="opencvv")}, [], "Couldn't find a choice class for 'opencvv'"),
+        ({}, ["--robot.cameras={front: {type: opencv, index_or_path: 0}}"], "Specifying '(width|height)' is required"),
+        ({}, ["--robot.cameras={front: {type: opencv"], "flow mapping"),
+        ({}, ["--robot.wheels=4"], "--robot: LeRobot refuses .*: unrecognized arguments: --robot.wheels=4$"),
+    ],
+)
+def test_what_lerobot_refuses_is_told_with_its_cause(
+    settings: dict[str, object], flags: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"(?s){words}"):
+        parse_robot({"type": "so101_follower", "port": "/dev/null", **settings}, flags)
+    assert capfd.readouterr().err == "", "the message says it all"
+
+
+def test_a_port_that_does_not_open_is_told_with_its_cause(tmp_path: Path) -> None:
+    settings = {"type": "so101_follower", "port": str(tmp_path / "port"), "calibration_dir": str(tmp_path)}
+    with pytest.raises(ConnectionError, match=r"(?s)lerobot-find-port.*No such file"):
+        make_robot(settings, [], 30).connect()
 
 
 @pytest.mark.parametrize("torque", [True, False], ids=["held", "limp"])

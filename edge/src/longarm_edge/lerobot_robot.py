@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import io
 import logging
 import pkgutil
 import tempfile
@@ -57,12 +58,16 @@ def parse_robot(settings: Mapping[str, Any], flags: Sequence[str]) -> RobotConfi
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({"robot": dict(settings)} if settings else {}, file)
         file.flush()
+        # draccus parses with argparse, which prints every flag of every robot and exits where it knows one not
+        said = io.StringIO()
         try:
-            return draccus.parse(_Flags, config_path=file.name if settings else None, args=list(flags)).robot
-        except (draccus.utils.DraccusException, ValueError, TypeError, AttributeError) as error:
-            raise ConfigurationError([f"--robot: LeRobot refuses this configuration: {error}"]) from error
-        except SystemExit as error:  # draccus parses with argparse, which exits on an unknown flag
-            raise ConfigurationError(["--robot: LeRobot refuses one of the --robot.* flags (see above)"]) from error
+            with contextlib.redirect_stderr(said):
+                return draccus.parse(_Flags, config_path=file.name if settings else None, args=list(flags)).robot
+        except Exception as error:
+            raise ConfigurationError([f"--robot: LeRobot refuses this configuration: {_in_full(error)}"]) from error
+        except SystemExit as error:
+            why = said.getvalue().strip().rpartition("error: ")[2]
+            raise ConfigurationError([f"--robot: LeRobot refuses one of the --robot.* flags: {why}"]) from error
 
 
 def make_robot(
@@ -95,7 +100,7 @@ class LeRobotRobot:
         try:
             self._robot: LeRobot = make_robot_from_config(config)
         except Exception as error:
-            raise ConfigurationError([f"--robot: LeRobot cannot make a {config.type}: {error}"]) from error
+            raise ConfigurationError([f"--robot: LeRobot cannot make a {config.type}: {_in_full(error)}"]) from error
         # A robot that says so takes calls from several threads: a command then need not wait for a slow camera
         thread_safe = getattr(self._robot, "is_thread_safe", False)
         self._lock = contextlib.nullcontext() if thread_safe else threading.Lock()
@@ -125,7 +130,7 @@ class LeRobotRobot:
             with contextlib.nullcontext() if configure else _unconfigured(self.arms):
                 self._robot.connect(calibrate=False)
         except Exception as error:
-            raise ConnectionError(f"Cannot connect to the robot {self.spec.robot_type}: {error}") from error
+            raise ConnectionError(f"Cannot connect to the robot {self.spec.robot_type}: {_in_full(error)}") from error
         if not self._robot.is_calibrated:
             self.disconnect(torque=None if configure else True)
             raise ConnectionError(
@@ -177,6 +182,15 @@ def _unconfigured(arms: Sequence[LeRobot]) -> Iterator[None]:
     finally:
         for arm in arms:
             del arm.configure
+
+
+def _in_full(error: BaseException) -> str:
+    """Returns what error says, and the innermost cause if it keeps that to itself, as draccus and drivers do."""
+    innermost = error
+    while cause := innermost.__cause__ or (None if innermost.__suppress_context__ else innermost.__context__):
+        innermost = cause
+    said, cause_said = str(error).strip(), str(innermost).strip()
+    return said if cause_said in said else f"{said} ({cause_said})"
 
 
 def _named(settings: Mapping[str, Any], flags: Sequence[str]) -> str | None:
