@@ -11,10 +11,12 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from longarm_edge.metrics import Recorded, Tick
+from longarm_edge.recorder import _capacity
 from longarm_edge.run import Run
 from longarm_edge.settings import RecordSettings
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
+from longarm_wire.specs import CameraSpec, RobotSpec
 from tests.conftest import fill_up
 from tests.e2e.conftest import JOINTS, until
 
@@ -109,6 +111,40 @@ def test_a_signal_saves_the_episode_and_another_run_adds_one(edge, arm, tmp_path
     dataset = load(root)
     assert [episode["length"] for episode in dataset.meta.episodes] == lengths
     assert len(dataset) == sum(lengths)
+
+
+def test_a_long_run_is_saved_as_it_goes(edge, arm, tmp_path) -> None:
+    root = tmp_path / "episodes"
+
+    def look(run: Run) -> None:
+        until(lambda: run.trace.recorded_counts[Recorded.WRITTEN] >= 30, "the first episode is saved", timeout=30)
+        assert len(arm.commands) < 200, "while the arm still moves"
+        os.kill(os.getpid(), signal.SIGINT)
+
+    e = edge(duration=0, record=settings(root, episode_seconds=1))
+    result = e.go(look)
+    assert result.exit_code == exit_codes.DONE, result.reason
+    recorded = result.summary.recorded
+    assert recorded[Recorded.LOST] == 0
+    executed = sum(count for tick, count in result.summary.ticks.items() if tick is not Tick.SKIPPED)
+    assert recorded[Recorded.WRITTEN] + recorded[Recorded.DROPPED] == executed
+    dataset = load(root)
+    found = [episode["length"] for episode in dataset.meta.episodes]
+    assert found[0] == 30
+    assert sum(found) == len(dataset) == recorded[Recorded.WRITTEN]
+    metric = "longarm_edge_recording_frames_total"
+    assert e.run.metrics.registry.get_sample_value(metric, {"outcome": "written"}) == sum(found)
+
+
+def test_frames_wait_for_a_writer_that_saves_and_are_bounded_in_memory() -> None:
+    def waiting(*cameras: CameraSpec) -> int:
+        return _capacity(RobotSpec("arm", ("a",), ("a",), cameras, 30.0), 30.0)
+
+    large = waiting(CameraSpec("front", 480, 640), CameraSpec("wrist", 480, 640))
+    assert large > 4 * 30
+    assert large * 2 * 480 * 640 * 3 <= 256e6
+    assert waiting() == waiting(CameraSpec("front", 48, 64)) == 900
+    assert waiting(CameraSpec("front", 8000, 8000)) == 2
 
 
 def test_an_arm_that_fails_leaves_its_episode(edge, arm, tmp_path) -> None:

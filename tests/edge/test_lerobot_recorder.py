@@ -1,5 +1,6 @@
 """The recorder's process, in this one: what it does when the disk fills up or fails."""
 
+import json
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ def job(tmp_path) -> dict[str, Any]:
         "resume": False,
         "video": True,
         "vcodec": "h264",
+        "episode_frames": 0,
         "min_free_bytes": 1000,
         "fps": 30,
         "task": "pick",
@@ -95,6 +97,82 @@ def test_frames_count_as_kept_only_when_their_episode_is_saved(record) -> None:
     assert recording.kept == 5
 
 
+@pytest.mark.parametrize(
+    ("video", "count", "expected"),
+    [
+        (True, 35, [10, 10, 10, 5]),
+        (True, 30, [10, 10, 10]),
+        (True, 21, [10, 11]),
+        (True, 5, [5]),
+        (False, 25, [10, 10, 5]),
+    ],
+)
+def test_a_long_recording_is_cut_into_episodes_and_loses_no_frame(
+    record, tmp_path, video: bool, count: int, expected: list[int]
+) -> None:
+    recording = record(episode_frames=10, video=video)
+    saved = []
+    for tick in range(count):
+        recording.add(frame(tick))
+        saved.append(recording.kept)
+    last = len(expected) - 1
+    episodes = f"episodes 0 to {last}" if last else "episode 0"
+    assert recording.close() == f"{episodes} of {tmp_path / 'episodes'}, {count} frames"
+    assert recording.kept == count
+    assert saved[-1] == sum(expected[:-1]), "each episode is saved as soon as it is over"
+    assert lengths(tmp_path / "episodes") == expected
+    dataset = LeRobotDataset("local/episodes", root=tmp_path / "episodes", video_backend="pyav")
+    assert [int(tick) for tick in dataset.hf_dataset["longarm.tick"]] == list(range(count))
+    for index in (0, count - 1):
+        image = dataset[index]["observation.images.front"]
+        assert float(image.mean()) * 255 == pytest.approx(index, abs=3)
+
+
+def test_episodes_are_added_to_those_of_earlier_runs(record, tmp_path) -> None:
+    root = tmp_path / "episodes"
+    finish(record(), 7)
+    info = json.loads((root / "meta/info.json").read_text())
+    finish(record(resume=True, episode_frames=10), 25)
+    finish(record(resume=True), 12)
+    assert lengths(root) == [7, 10, 10, 5, 12]
+    after = json.loads((root / "meta/info.json").read_text())
+    changed = {key for key in info if info[key] != after[key]}
+    assert changed == {"total_episodes", "total_frames", "splits"}, "how large LeRobot's files may be is not for us"
+
+
+def test_a_full_disk_takes_one_episode_of_a_long_recording(record, small_disk) -> None:
+    root = small_disk / "episodes"
+    recording = record(root=str(root), episode_frames=10, min_free_bytes=0)
+    for tick in range(25):
+        recording.add(frame(tick))
+    fill_up(small_disk)
+    with pytest.raises(
+        CannotGoOnError, match=r"the episode is lost, \d+ frames so far\. The episodes before it are whole"
+    ):
+        finish(recording, 100)
+    (small_disk / "filler").unlink()
+    assert lengths(root) == [10] * (recording.kept // 10)
+    assert recording.kept >= 20
+    assert not is_unfinished(root)
+
+
+def test_an_episode_that_cannot_be_begun_takes_none_before_it(record, tmp_path, monkeypatch) -> None:
+    recording = record(episode_frames=10)
+    for tick in range(11):
+        recording.add(frame(tick))
+
+    def full(_from: Path, _to: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(CannotGoOnError, match=r"The episodes before it are whole.*No space left"):
+        recording.add(frame(11))
+    monkeypatch.undo()
+    assert recording.kept == 10
+    assert lengths(tmp_path / "episodes") == [10]
+    assert not is_unfinished(tmp_path / "episodes")
+
+
 @pytest.mark.parametrize("before", [0, 40])
 def test_a_full_disk_takes_the_episode_and_none_before_it(record, small_disk, before: int) -> None:
     """LeRobot counts an episode before its files are whole, and files without a footer make all others unreadable."""
@@ -116,10 +194,10 @@ def test_a_full_disk_takes_the_episode_and_none_before_it(record, small_disk, be
     assert lengths(root) == [10, 7]
 
 
-def record_and_die(job: dict[str, Any]) -> None:
-    """Records as the edge has it done, in a process that is killed meanwhile."""
+def record_and_die(job: dict[str, Any]) -> int:
+    """Records 40 frames as the edge has it done, in a process that is killed then. Returns how many it had saved."""
     taken: list[int] = []
-    pipe = FramePipe("longarm_edge.lerobot_recorder", job, 100, on_taken=taken.append)
+    pipe = FramePipe("longarm_edge.lerobot_recorder", job, 100, on_progress=lambda count, _: taken.append(count))
     pipe.start()
     assert pipe.is_ready(60)
     for tick in range(40):
@@ -132,20 +210,28 @@ def record_and_die(job: dict[str, Any]) -> None:
     os.kill(pipe._process.pid, signal.SIGKILL)
     with pytest.raises(FramePipeError, match="ended with -9"):
         pipe.close(10)
-    assert pipe.kept == 0
+    return pipe.kept
 
 
 def test_a_writer_that_is_killed_leaves_the_finished_episodes(record, job, tmp_path) -> None:
     root = tmp_path / "episodes"
     finish(record(), 10)
     (root / "notes.txt").write_text("a person's own")
-    record_and_die({**job, "resume": True})
+    assert record_and_die({**job, "resume": True}) == 0
     assert lengths(root) == [10]
     assert is_unfinished(root)
     finish(record(resume=True), 7)
     assert lengths(root) == [10, 7]
     assert not list(root.glob("tmp*"))
     assert (root / "notes.txt").exists()
+
+
+def test_a_writer_that_is_killed_takes_one_episode_of_a_long_recording(record, job, tmp_path) -> None:
+    root = tmp_path / "episodes"
+    assert record_and_die({**job, "episode_frames": 15}) == 30
+    assert lengths(root) == [15, 15], "can be read without any repair"
+    finish(record(resume=True), 7)
+    assert lengths(root) == [15, 15, 7]
 
 
 def test_what_a_killed_writer_has_half_written_is_cleared_up(record, tmp_path) -> None:

@@ -31,16 +31,20 @@ class FramePipeError(Exception):
 class FramePipe:
     """A child process that reads frames from its stdin and answers on its stdout with a JSON object a line.
 
-    It says {"ready": true} once, {"taken": n} (all so far) as it goes, and at the end {"kept": n} and {"done": words}
-    or {"failed": words}. It gets no signal of the terminal and ends when its stdin does: whatever happens to the edge,
-    it can put away what it has.
+    It says {"ready": true} once, {"taken": n, "kept": m} (all so far) as it goes, and at the end {"kept": m} and
+    {"done": words} or {"failed": words}. It gets no signal of the terminal and ends when its stdin does: whatever
+    happens to the edge, it can put away what it has.
 
     Attributes:
-      kept: Frames that the process has put away for good, as it said at its end.
+      kept: Frames that the process has put away for good, as it last said.
     """
 
     def __init__(
-        self, module: str, job: dict[str, Any], capacity: int, on_taken: Callable[[int], None] = lambda _: None
+        self,
+        module: str,
+        job: dict[str, Any],
+        capacity: int,
+        on_progress: Callable[[int, int], None] = lambda _taken, _kept: None,
     ) -> None:
         """Makes a pipe at rest.
 
@@ -48,12 +52,12 @@ class FramePipe:
           module: What the process runs, as in python -m.
           job: Its first message.
           capacity: Frames that wait at most.
-          on_taken: Told how many frames the process has taken so far.
+          on_progress: Told how many frames the process has taken, and put away for good, so far.
         """
         self._module = module
         self._command = [sys.executable, "-m", module]
         self._job = job
-        self._on_taken = on_taken
+        self._on_progress = on_progress
         self._frames: queue.Queue[Frame | None] = queue.Queue(capacity)
         self._ready = threading.Event()
         self._outcome: dict[str, Any] = {}
@@ -161,10 +165,10 @@ class FramePipe:
                 except ValueError:  # something that a library printed before it could be kept from it
                     logger.debug("%s said: %r", self._module, line)
                     continue
-                if "taken" in answer:
-                    self._on_taken(answer["taken"])
-                elif "kept" in answer:
+                if "kept" in answer:
                     self.kept = answer["kept"]
+                    if "taken" in answer:
+                        self._on_progress(answer["taken"], self.kept)
                 elif "ready" in answer:
                     self._ready.set()
                 else:

@@ -16,13 +16,12 @@ NICENESS = 5
 
 
 class Consumer(Protocol):
-    """Does something with frames.
+    """Does something with frames."""
 
-    Attributes:
-      kept: Frames that are put away for good.
-    """
-
-    kept: int
+    @property
+    def kept(self) -> int:
+        """Frames that are put away for good."""
+        ...
 
     def add(self, frame: Frame) -> None:
         """Takes the next frame."""
@@ -77,7 +76,7 @@ def _work(open_consumer: Callable[[dict[str, Any]], Consumer], stream: BinaryIO,
     try:
         for count, frame in enumerate(_frames(stream), 1):
             consumer.add(frame)
-            answer(taken=count)
+            answer(taken=count, kept=consumer.kept)
         return consumer.close()
     finally:
         answer(kept=consumer.kept)

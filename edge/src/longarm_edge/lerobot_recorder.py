@@ -1,14 +1,16 @@
-"""The recorder's process: writes frames as an episode of a LeRobotDataset, with LeRobot's own writer."""
+"""The recorder's process: writes frames as episodes of a LeRobotDataset, with LeRobot's own writer."""
 
 import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets import dataset_writer
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
@@ -57,14 +59,14 @@ def features(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 class Recording:
-    """One episode, being written.
+    """Episodes one after the other: each is saved for good before the next one begins.
 
     Attributes:
-      kept: Frames that are saved for good: none before the episode is.
+      kept: Frames that are saved for good: those of the episodes that are over.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        """Makes the dataset, or opens it to add an episode.
+        """Makes the dataset, or opens it to add episodes.
 
         Raises:
           CannotGoOnError: The directory cannot be used, or holds a dataset of another robot.
@@ -74,7 +76,11 @@ class Recording:
         self._task: str = job["task"]
         self._state_is_recorded = bool(job["state_names"])
         self._min_free_bytes: int = job["min_free_bytes"]
+        self._longest: int = job["episode_frames"]
+        self._offered = 0
         self._count = 0
+        self._held: Frame | None = None
+        self._has_images = bool(job["cameras"]) and not job["video"]
         try:
             if job["resume"] and Unfinished.clear_up(self._root):
                 logger.warning("%s: an episode that was cut short has been removed", self._root)
@@ -82,27 +88,40 @@ class Recording:
                     raise FileNotFoundError("there was no finished episode, and other files are in its way")
             self._is_new = not (job["resume"] and self._root.exists())
             self._dataset = self._create(job) if self._is_new else self._resume(job)
-            self._unfinished = Unfinished.begin(self._root, is_new=self._is_new)
+            self._unfinished: Unfinished | None = Unfinished.begin(self._root, is_new=self._is_new)
         except InUseError as error:
             raise CannotGoOnError(str(error)) from error
         except (OSError, ValueError) as error:
             raise CannotGoOnError(f"{self._root}: LeRobot cannot open a dataset here: {error}") from error
+        self._first: int = self._dataset.meta.total_episodes
         self._check_disk()
 
     def add(self, frame: Frame) -> None:
-        """Adds one frame.
+        """Adds one frame, to the next episode if this one is long enough.
 
         Raises:
           CannotGoOnError: The disk is nearly full, and what there is has been saved; or writing has failed, and the
             episode is lost.
         """
-        if self._count % DISK_CHECK_FRAMES == 0:
+        if self._offered % DISK_CHECK_FRAMES == 0:
             self._check_disk()
+        self._offered += 1
         try:
+            if self._held is not None:
+                self._save_episode()
+                self._unfinished = Unfinished.begin(self._root, is_new=False)
+                self._add_held()
+            elif self._longest and self._count >= self._longest:
+                self._held = frame  # it may be the last one, and one frame is no episode
+                return
             self._add(frame)
         except Exception as error:
             raise self._lost(error) from error
-        self._count += 1
+
+    def _add_held(self) -> None:
+        if self._held is not None:
+            self._add(self._held)
+            self._held = None
 
     def _add(self, frame: Frame) -> None:
         reading, done = frame.reading, frame.executed
@@ -120,31 +139,55 @@ class Recording:
                 "task": self._task,
             }
         )
+        self._count += 1
 
     def close(self) -> str:
-        """Saves the episode and returns where it is.
+        """Saves the episode and returns what was saved, and where.
 
         Raises:
           CannotGoOnError: It cannot be saved and is lost. The dataset is what it was before.
         """
         try:
-            return self._save()
+            self._add_held()
+            return self._finish()
         except Exception as error:
             raise self._lost(error) from error
 
-    def _save(self) -> str:
+    def _finish(self) -> str:
         dataset = self._dataset
         if self._count < FEWEST_FRAMES:
             dataset.clear_episode_buffer()
             dataset.finalize()
-            self._unfinished.take_back()
+            if self._unfinished is not None:
+                self._unfinished.take_back()
             return f"nothing: {self._count} frames are no episode"
-        episode = dataset.meta.total_episodes
-        dataset.save_episode(parallel_encoding=False)
+        self._save_episode()
         dataset.finalize()
-        self._unfinished.finish()
-        self.kept = self._count
-        return f"episode {episode} of {self._root}, {self._count} frames"
+        last = dataset.meta.total_episodes - 1
+        episodes = f"episode {last}" if last == self._first else f"episodes {self._first} to {last}"
+        return f"{episodes} of {self._root}, {self.kept} frames"
+
+    def _save_episode(self) -> None:
+        """Saves the episode so that nothing that happens later touches it.
+
+        LeRobot goes on in the files of the episode before, and makes them readable when the dataset is closed. Files
+        that are full are left alone; to close the dataset and open it anew would take longer with every episode.
+        """
+        meta = self._dataset.meta
+        sizes = {name: getattr(meta.info, name) for name in ("data_files_size_in_mb", "video_files_size_in_mb")}
+        for name in sizes:
+            setattr(meta.info, name, 0)
+        with contextlib.nullcontext() if self._has_images else _nothing_to_embed():
+            self._dataset.save_episode(parallel_encoding=False)
+        meta.update_chunk_settings(**sizes)
+        self._dataset.writer.close_writer()
+        meta._close_writer()
+        if self._unfinished is not None:
+            self._unfinished.finish()
+        self._unfinished = None
+        self._is_new = False
+        self.kept += self._count
+        self._count = 0
 
     def _lost(self, error: Exception) -> CannotGoOnError:
         """Takes the episode back and returns what there is to say of it."""
@@ -152,7 +195,8 @@ class Recording:
         for end in (self._dataset.clear_episode_buffer, self._dataset.finalize, self._dataset.meta.finalize):
             with contextlib.suppress(Exception):  # what cannot be written cannot be ended in good order either
                 end()
-        self._unfinished.take_back()
+        if self._unfinished is not None:  # else the episode before is saved, and this one not begun
+            self._unfinished.take_back()
         why = "the disk is full" if free < FULL_BYTES else "the episode cannot be written"
         rest = "There was none before it" if self._is_new else "The episodes before it are whole"
         return CannotGoOnError(
@@ -206,6 +250,17 @@ class Recording:
             time.sleep(0.005)
         while files is not None and files.queue.qsize() >= ENCODER_QUEUE:
             time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _nothing_to_embed() -> Iterator[None]:
+    """Keeps LeRobot from looking for images row by row where there are none: most of the time that saving takes."""
+    embed = dataset_writer.embed_images
+    dataset_writer.embed_images = lambda dataset: dataset
+    try:
+        yield
+    finally:
+        dataset_writer.embed_images = embed
 
 
 def _writing(job: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from longarm_wire.specs import RobotSpec
 
 logger = logging.getLogger(__name__)
 
-# What may wait for the writer: two 640x480 cameras at 30 ticks a second fill 110 MB
-QUEUE_SECONDS = 2.0
+# What may wait for the writer, which takes up to seconds to save an episode: of two 640x480 cameras at 30 ticks a
+# second, 4.6 s. Small frames are not kept for longer than QUEUE_SECONDS: a writer that lags is to be seen
+QUEUE_BYTES = 256_000_000
+QUEUE_SECONDS = 30.0
 # The writer's own import of LeRobot, on a slow laptop
 START_SECONDS = 120.0
 # Encoding is done as frames come; what is left is flushing. Images are packed at the end, and take their time
@@ -41,9 +43,10 @@ class Recorder:
         self._pipe = FramePipe(
             "longarm_edge.lerobot_recorder",
             _job(settings, spec),
-            capacity=max(2, math.ceil(QUEUE_SECONDS * settings.fps)),
-            on_taken=trace.recording,
+            capacity=_capacity(spec, settings.fps),
+            on_progress=self._note_progress,
         )
+        self._written = 0
 
     def start(self) -> None:
         """Starts the writer's process and returns at once."""
@@ -68,7 +71,7 @@ class Recorder:
             self._offered += 1
 
     def close(self) -> str | None:
-        """Saves the episode. Returns what went wrong, if anything did."""
+        """Saves the last episode. Returns what went wrong, if anything did."""
         if self._offered and self._pipe.failure is None:
             logger.info("saving the recording")
         try:
@@ -79,11 +82,23 @@ class Recorder:
             logger.error("%s", problem)
         if not self._pipe.is_over:  # nobody knows yet what becomes of them
             return problem
-        self._trace.recording(0)
-        for outcome, count in ((Recorded.WRITTEN, self._pipe.kept), (Recorded.LOST, self._offered - self._pipe.kept)):
-            if count:
-                self._trace.recorded(outcome, count)
+        self._note_progress(self._pipe.kept, self._pipe.kept)
+        if lost := self._offered - self._pipe.kept:
+            self._trace.recorded(Recorded.LOST, lost)
         return problem
+
+    def _note_progress(self, taken: int, kept: int) -> None:
+        self._trace.recording(taken - kept)
+        if new := kept - self._written:
+            self._trace.recorded(Recorded.WRITTEN, new)
+            self._written = kept
+
+
+def _capacity(spec: RobotSpec, fps: float) -> int:
+    """Returns how many frames may wait for the writer."""
+    values = len(spec.state_names) + len(spec.action_names)
+    frame_bytes = 4 * values + sum(3 * camera.height * camera.width for camera in spec.cameras)
+    return max(2, min(QUEUE_BYTES // frame_bytes, math.ceil(QUEUE_SECONDS * fps)))
 
 
 def _job(settings: EdgeSettings, spec: RobotSpec) -> dict[str, Any]:
@@ -121,6 +136,7 @@ def _job(settings: EdgeSettings, spec: RobotSpec) -> dict[str, Any]:
         "resume": record.resume,
         "video": record.video and bool(spec.cameras),
         "vcodec": record.vcodec,
+        "episode_frames": max(2, round(record.episode_seconds * settings.fps)) if record.episode_seconds else 0,
         "min_free_bytes": int(record.min_free_mb * 1e6),
         "fps": round(settings.fps),
         "task": settings.task,

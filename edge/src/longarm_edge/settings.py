@@ -101,7 +101,9 @@ class RecordSettings(BaseModel):
     repo_id: str = ""
     """The dataset's name, as user/name. Empty: local/ and the directory's name."""
     resume: bool = False
-    """Add an episode to the dataset that is in the directory. Without it an existing directory is refused."""
+    """Add episodes to the dataset that is in the directory. Without it an existing directory is refused."""
+    episode_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """An episode that has so many seconds of frames is saved, and the next one begins. 0: the whole run is one."""
     video: bool = True
     """Store frames as video. false: as PNG images, without loss, at many times the size and processor time."""
     vcodec: Literal["h264", "hevc", "libsvtav1", "auto"] = "h264"

@@ -41,12 +41,16 @@ class Unfinished:
         place.mkdir(exist_ok=True)
         unfinished = cls(root, _locked(place))
         before = [] if is_new else [str(path.relative_to(root)) for path in _own_files(root)]
-        for path in [] if is_new else (root / "meta").glob("*.*"):
-            shutil.copy2(path, place)
-        # Last, and in one step: without it nothing was begun
-        draft = place / "draft"
-        draft.write_text(json.dumps(before))
-        draft.replace(place / "files.json")
+        try:
+            for path in [] if is_new else (root / "meta").glob("*.*"):
+                shutil.copy2(path, place)
+            # Last, and in one step: without it nothing was begun
+            draft = place / "draft"
+            draft.write_text(json.dumps(before))
+            draft.replace(place / "files.json")
+        except OSError:
+            unfinished.finish()
+            raise
         return unfinished
 
     @classmethod
