@@ -88,7 +88,7 @@ class Recording:
                     raise FileNotFoundError("there was no finished episode, and other files are in its way")
             self._is_new = not (job["resume"] and self._root.exists())
             self._dataset = self._create(job) if self._is_new else self._resume(job)
-            self._unfinished: Unfinished | None = Unfinished.begin(self._root, is_new=self._is_new)
+            self._unfinished = Unfinished.begin(self._root, is_new=self._is_new)
         except InUseError as error:
             raise CannotGoOnError(str(error)) from error
         except (OSError, ValueError) as error:
@@ -158,8 +158,7 @@ class Recording:
         if self._count < FEWEST_FRAMES:
             dataset.clear_episode_buffer()
             dataset.finalize()
-            if self._unfinished is not None:
-                self._unfinished.take_back()
+            self._unfinished.take_back()
             return f"nothing: {self._count} frames are no episode"
         self._save_episode()
         dataset.finalize()
@@ -182,9 +181,7 @@ class Recording:
         meta.update_chunk_settings(**sizes)
         self._dataset.writer.close_writer()
         meta._close_writer()
-        if self._unfinished is not None:
-            self._unfinished.finish()
-        self._unfinished = None
+        self._unfinished.finish()
         self._is_new = False
         self.kept += self._count
         self._count = 0
@@ -195,8 +192,7 @@ class Recording:
         for end in (self._dataset.clear_episode_buffer, self._dataset.finalize, self._dataset.meta.finalize):
             with contextlib.suppress(Exception):  # what cannot be written cannot be ended in good order either
                 end()
-        if self._unfinished is not None:  # else the episode before is saved, and this one not begun
-            self._unfinished.take_back()
+        self._unfinished.take_back()
         why = "the disk is full" if free < FULL_BYTES else "the episode cannot be written"
         rest = "There was none before it" if self._is_new else "The episodes before it are whole"
         return CannotGoOnError(

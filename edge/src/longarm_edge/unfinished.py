@@ -23,11 +23,14 @@ class InUseError(Exception):
 
 
 class Unfinished:
-    """An episode that is being written. A lock that ends with this process tells it from one that was cut short."""
+    """An episode that is being written. A lock that ends with this process tells it from one that was cut short.
+
+    Once it is finished or taken back, both do nothing.
+    """
 
     def __init__(self, root: Path, lock: int) -> None:
         self._root = root
-        self._lock = lock
+        self._lock: int | None = lock
 
     @classmethod
     def begin(cls, root: Path, *, is_new: bool) -> Self:
@@ -70,6 +73,8 @@ class Unfinished:
 
     def take_back(self) -> None:
         """Makes the dataset what it was; removes it if it is new, with its directory if there is nothing else in it."""
+        if self._lock is None:
+            return
         place = self._root / DIRECTORY
         notes = place / "files.json"
         before = set(json.loads(notes.read_text())) if notes.is_file() else None
@@ -92,8 +97,11 @@ class Unfinished:
 
     def finish(self) -> None:
         """The dataset is whole: forgets what it was."""
+        if self._lock is None:
+            return
         shutil.rmtree(self._root / DIRECTORY)
         os.close(self._lock)
+        self._lock = None
 
 
 def is_unfinished(root: Path) -> bool:
