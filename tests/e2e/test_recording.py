@@ -8,6 +8,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from lerobot.configs.dataset import DatasetRecordConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from longarm_edge.metrics import Recorded, Tick
@@ -134,6 +135,10 @@ def test_a_long_run_is_saved_as_it_goes(edge, arm, tmp_path) -> None:
     assert sum(found) == len(dataset) == recorded[Recorded.WRITTEN]
     metric = "longarm_edge_recording_frames_total"
     assert e.run.metrics.registry.get_sample_value(metric, {"outcome": "written"}) == sum(found)
+
+
+def test_an_episode_is_as_long_as_lerobots() -> None:
+    assert RecordSettings().episode_seconds == DatasetRecordConfig.episode_time_s
 
 
 def test_frames_wait_for_a_writer_that_saves_and_are_bounded_in_memory() -> None:

@@ -115,6 +115,7 @@ def test_a_long_recording_is_cut_into_episodes_and_loses_no_frame(
     for tick in range(count):
         recording.add(frame(tick))
         saved.append(recording.kept)
+        assert recording._dataset.writer.episode_buffer["size"] <= 10, "no more than an episode is in memory"
     last = len(expected) - 1
     episodes = f"episodes 0 to {last}" if last else "episode 0"
     assert recording.close() == f"{episodes} of {tmp_path / 'episodes'}, {count} frames"
