@@ -97,6 +97,7 @@ class _Remembering:
     def __init__(self, robot: Robot) -> None:
         self._robot = robot
         self.spec = robot.spec
+        self.torque_at_disconnect = robot.torque_at_disconnect
         self.last_reading: RobotReading | None = None
 
     def connect(self) -> None:
@@ -108,6 +109,9 @@ class _Remembering:
 
     def send(self, command: np.ndarray) -> None:
         self._robot.send(command)
+
+    def take_over(self, seconds: float) -> bool:
+        return self._robot.take_over(seconds)
 
     def disconnect(self, *, torque: bool | None) -> None:
         self._robot.disconnect(torque=torque)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from longarm_edge.robot import Robot, RobotReading
+from longarm_edge.robot import Observed, RobotReading
 from longarm_edge.schedule import Clock
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 MAX_BACKLOG = 15
 # Captures that are kept for the ticks of that backlog, the tick to come and a capture that was repeated
 CAPTURES_SHARED = MAX_BACKLOG + 2
+# Seconds for the thread to end, once nothing but the robot can keep it
+HANG_SECONDS = 2.0
 # How many captures tell how long one usually takes
 CAPTURES_KEPT = 20
 
@@ -86,9 +88,8 @@ class SharedView:
     Without it a period would have two captures, and the second might reach into the next tick.
     """
 
-    def __init__(self, robot: Robot, clock: Clock, fps: float, next_tick: Callable[[], int]) -> None:
+    def __init__(self, robot: Observed, clock: Clock, fps: float, next_tick: Callable[[], int]) -> None:
         """Looks through robot; next_tick returns the tick that an observation captured now belongs to."""
-        self.spec = robot.spec
         self._robot = robot
         self._clock = clock
         self._period = 1 / fps
@@ -122,18 +123,6 @@ class SharedView:
         """Returns how long a capture usually takes, the planner's counted too; 0 without any."""
         seconds = list(self._seconds)
         return float(np.median(seconds)) if seconds else 0.0
-
-    def connect(self) -> None:
-        """Connects to the hardware, as the robot does."""
-        self._robot.connect()
-
-    def send(self, command: np.ndarray) -> None:
-        """Sends one command, as the robot does."""
-        self._robot.send(command)
-
-    def disconnect(self, *, torque: bool | None) -> None:
-        """Lets go of the hardware, as the robot does."""
-        self._robot.disconnect(torque=torque)
 
 
 class Observer:
@@ -176,10 +165,11 @@ class Observer:
         self._notes.put(None)
 
     def close(self) -> None:
-        """Returns when every tick that was executed has been offered."""
+        """Returns when every tick that was executed has been offered, but for those behind a robot that hangs."""
         self.stop()
         if self._thread.ident is not None:
-            self._thread.join()
+            # An observation that hangs is not waited for
+            self._thread.join(HANG_SECONDS)
 
     def _run(self) -> None:
         while (executed := self._notes.get()) is not None:

@@ -22,7 +22,7 @@ from longarm_edge.policy_client import (
 )
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replanner, RoundTrips
-from longarm_edge.robot import Robot, RobotReading
+from longarm_edge.robot import Observed, RobotReading
 from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock
 from longarm_edge.trace import RequestRecord, Trace
@@ -55,6 +55,8 @@ FATAL_AT_REOPEN = frozenset(
 )
 
 
+# Seconds for the thread to end, once nothing but the robot can keep it
+HANG_SECONDS = 2.0
 # Longest pause after a failure, in seconds: an arm that stands still wants the link back soon
 PAUSE_CAP = 0.8
 
@@ -79,7 +81,7 @@ class Planner:
       rtc: Makes chunks follow each other, for a session that was opened with it.
     """
 
-    robot: Robot
+    robot: Observed
     client: PolicyClient
     session: Session
     reopen: Callable[[], Session]
@@ -123,12 +125,15 @@ class Planner:
         self._nudged.set()
 
     def close(self) -> None:
-        """Ends planning, a call in flight included, and tells the service that the session is over."""
+        """Ends planning, a call in flight included, and tells the service that the session is over.
+
+        A robot that hangs in an observation is not waited for.
+        """
         self.stop()
         if self._thread is not None:
             self._thread.join(0.2)
             self.client.abort()
-            self._thread.join()
+            self._thread.join(HANG_SECONDS)
         self.client.close_session(self.session)
 
     @property

@@ -34,7 +34,6 @@ class IdleRule(StrEnum):
 
     HOLD = "hold"
     REPEAT_LAST = "repeat_last"
-    ZERO = "zero"
 
 
 class StopRule(StrEnum):
@@ -43,6 +42,7 @@ class StopRule(StrEnum):
     HOLD = "hold"
     REST = "rest"
     RELEASE = "release"
+    DRIVER = "driver"
 
 
 class SafetySettings(BaseModel):
@@ -57,13 +57,21 @@ class SafetySettings(BaseModel):
     joint_limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Lowest and highest command by action name, as JSON: {"gripper.pos": [5, 95]}."""
     when_idle: IdleRule = IdleRule.HOLD
-    """At a tick without an action: hold (send nothing, position robots keep their pose), repeat_last (robots with a
-    command watchdog), or zero (velocity robots)."""
+    """At a tick without an action: hold (joints keep their pose, nothing is sent to them) or repeat_last (for robots
+    with a command watchdog). Velocities go to 0 at once in either case."""
     on_stop: StopRule = StopRule.HOLD
     """At the end, on a signal and on an error: hold (torque stays on), rest (move slowly to the start pose, then as the
-    robot's own configuration says), or release (torque off)."""
-    rest_seconds: Positive = 3.0
-    """How long the way back to the start pose takes with on_stop=rest."""
+    robot's own configuration says), release (torque off), or driver (whatever the robot's driver does by itself, for
+    robots that have no setting for it). Velocities go to 0 first in every case. A robot that cannot be left by the rule
+    is refused at the start."""
+    rest_seconds: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 3.0
+    """How long the way back to the start pose takes with on_stop=rest; longer where max_step says so."""
+    velocity_actions: tuple[str, ...] | None = None
+    """Names of the actions that are velocities, as JSON: ["x.vel"]. Unset: told by their names (x.vel, linear_velocity,
+    mobile_base.vx, remote.lx)."""
+    pose_names: dict[str, str | None] = Field(default_factory=dict)
+    """The state that tells where a joint stands, where its name is not the action's, as JSON: {"elbow.goal":
+    "elbow.pos"}; null where no state does: max_step then begins with the first command."""
     max_offline: Positive = 60.0
     """Seconds that a fresh chunk may be wanted and not come, for whatever reason, before the run ends as failed."""
     pose_file: Path | None = None
