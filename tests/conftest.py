@@ -1,7 +1,9 @@
 """What several folders of tests need."""
 
 import os
+import select
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +48,17 @@ def fill_up(disk: Path) -> None:
                 filler.write(bytes(1 << 16))
         except OSError:
             return
+
+
+def read_until(descriptor: int, words: str) -> str:
+    """Returns what comes from descriptor, a terminal's, up to words and a little more."""
+    text = ""
+    deadline = time.monotonic() + 20
+    while words not in text:
+        ready, _, _ = select.select([descriptor], [], [], deadline - time.monotonic())
+        assert ready, f"Expected {words!r}, found {text!r}"
+        try:
+            text += os.read(descriptor, 4096).decode()
+        except OSError as error:  # whoever writes has ended
+            raise AssertionError(f"Expected {words!r}, found {text!r}") from error
+    return text

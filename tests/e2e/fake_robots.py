@@ -1,6 +1,6 @@
-"""Robots without hardware, through LeRobot's own interface, one of each kind. What is mocked is the bus and the camera.
+"""Robots without hardware, through LeRobot's own interface, one of each kind. Buses and cameras are mocked.
 
-The hardware outlives the robot object that talks to it, as motors outlive a process: `Hardware` is what a test looks at.
+The hardware outlives the robot object that talks to it, as motors outlive a process: a test looks at `Hardware`.
 """
 
 import threading
@@ -256,14 +256,17 @@ class FakeBimanual(BimanualMixin, Robot):
         return action
 
 
+@RobotConfig.register_subclass("fake_wheels")
+@dataclass
+class FakeWheelsConfig(RobotConfig):
+    """Has no word about torque."""
+
+
 class FakeWheels(FakeArm):
     """Wheels without an arm, and without a word about torque, as LeRobot's EarthRover."""
 
+    config_class = FakeWheelsConfig
     name = "fake_wheels"
-
-    def __init__(self, config: FakeArmConfig, bus: Bus, cameras: dict[str, Camera]) -> None:
-        super().__init__(config, bus, cameras)
-        del self.config
 
     @property
     def observation_features(self) -> dict[str, Any]:
@@ -323,7 +326,7 @@ def make_fake(kind: str, hardware: Hardware, calibration_dir: Any) -> Robot:
         case "bimanual":
             return FakeBimanual(config, hardware)
         case "wheels only":
-            return FakeWheels(config, hardware.buses[""], cameras)
+            return FakeWheels(FakeWheelsConfig(id="test", calibration_dir=calibration_dir), hardware.buses[""], cameras)
         case "names that differ":
             return FakeOtherNames(config, hardware.buses[""], cameras)
         case _:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from longarm_edge.doctor.examine import Examination
-from longarm_edge.doctor.findings import Verdict, as_json, exit_code
+from longarm_edge.doctor.findings import Finding, Verdict, as_json, exit_code
 from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
 from longarm_edge.settings import EdgeSettings
 from longarm_wire import exit_codes
 from longarm_wire.specs import PolicySpec
+from tests.servos import Servos
 
 
 @pytest.fixture
@@ -30,6 +31,12 @@ def examine(service, arm, monkeypatch):
     return run
 
 
+def examine_robot(service, robot: dict[str, object]) -> list[Finding]:
+    """Returns the findings of a robot as LeRobot makes it."""
+    values = {"server_address": service.address, "pretrained_name_or_path": "scripted", "robot": robot}
+    return list(Examination(EdgeSettings(_env_file=None, **values), []).findings())
+
+
 def test_a_healthy_system(examine, arm, script) -> None:
     script.seconds = 0.05
     checks, findings, examination = examine()
@@ -42,6 +49,7 @@ def test_a_healthy_system(examine, arm, script) -> None:
     assert checks["advice"].fix == ""
     assert arm.commands == [], "a doctor moves nothing"
     assert not arm.is_connected
+    assert arm.torque, "it holds what it held"
     document = json.loads(as_json(findings, examination.measured))
     assert document["verdict"] == "warning", "it runs on the CPU"
     assert document["costs"]["service"] == pytest.approx(0.05, rel=0.5)
@@ -58,12 +66,65 @@ def test_it_works_with_the_simulated_arm(service, script, tmp_path) -> None:
     assert "6 actions" in next(f.found for f in findings if f.check == "robot")
 
 
+@pytest.mark.parametrize("torque", [True, False], ids=["held", "limp"])
+def test_an_arm_is_left_as_it_was_found(service, script, tmp_path, torque: bool) -> None:
+    """LeRobot's own SO-101: by itself it takes the torque off and puts it on as it connects, and drops the arm then."""
+    script.spec = PolicySpec("scripted", 6, 6, {}, 50)
+    with Servos(torque=torque) as servos:
+        findings = examine_robot(service, {"type": "so101_follower", **servos.settings(tmp_path)})
+    assert [f for f in findings if f.verdict is Verdict.FAILED] == []
+    assert "6 actions" in next(f.found for f in findings if f.check == "robot")
+    assert servos.writes == [], "nothing is written to a motor, not even for a moment"
+    assert servos.torque == {torque}
+
+
+def test_an_arm_that_is_not_calibrated_is_left_as_it_was_found(service, tmp_path) -> None:
+    with Servos(torque=True) as servos:
+        robot = servos.settings(tmp_path)
+        file = tmp_path / "mine.json"
+        file.write_text(file.read_text().replace("4095", "4000"))
+        findings = examine_robot(service, {"type": "so101_follower", **robot})
+    assert "not calibrated" in next(f.found for f in findings if f.check == "robot")
+    assert servos.writes == []
+
+
 def test_chunks_that_are_too_short_for_the_policy_get_advice(examine, script) -> None:
     script.seconds = 0.3
-    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (48, 64)}, chunk_size=5)
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (48, 64)}, chunk_size=5, fps=30.0)
     checks, _, _ = examine()
     assert checks["prediction"].verdict is Verdict.WARNING
-    assert "fps" in checks["advice"].fix or "faster GPU" in checks["advice"].found
+    assert "a chunk lasts 167 ms: the arm stands until the next comes" in checks["prediction"].found
+    assert "faster GPU" in checks["advice"].found
+    assert "fps" not in checks["advice"].fix, "the service would refuse another rate than the policy's"
+
+
+def test_all_actions_of_a_chunk_are_advised_where_too_few_are_taken(examine, script) -> None:
+    script.seconds = 0.4
+    checks, _, _ = examine(actions_per_chunk=8)
+    assert "chunks of 30, 8 are taken" in checks["policy"].found
+    assert checks["prediction"].verdict is Verdict.WARNING
+    assert checks["advice"].fix == "--actions_per_chunk=30"
+
+
+def test_costs_are_those_of_the_codec_that_is_set(examine, script) -> None:
+    bytes_of = {}
+    for codec in ("jpeg", "raw"):
+        checks, _, examination = examine(image_codec=codec, jpeg_quality=80)
+        bytes_of[codec] = examination.measured["costs"]["observation_bytes"]
+        assert f"as {'JPEG of quality 80' if codec == 'jpeg' else 'raw'}" in checks["observation"].found
+    assert bytes_of["raw"] == 48 * 64 * 3 + 3 * 4
+    assert bytes_of["jpeg"] < bytes_of["raw"] / 5
+
+
+def test_a_horizon_that_is_too_short_for_the_link_is_found_with_chunks_that_follow(examine, script) -> None:
+    script.seconds = 0.1
+    cameras = {"observation.images.front": (48, 64)}
+    script.spec = PolicySpec("scripted", 3, 3, cameras, 30, supports_rtc=True, model_action_dim=3)
+    checks, _, _ = examine(aggregate_fn_name="rtc", rtc={"execution_horizon": 2})
+    assert checks["advice"].fix.startswith("--rtc.execution_horizon=")
+    assert "jump" in checks["advice"].found
+    followed = [guidance for _, guidance in script.seen if guidance is not None and guidance.prefix is not None]
+    assert followed, "what a chunk takes that follows another is what is measured"
 
 
 def test_no_service(examine, service) -> None:
@@ -125,12 +186,27 @@ class TestRobotChecks:
             os.close(line)
 
     def test_calibration(self, tmp_path: Path) -> None:
-        robot = self.robot(tmp_path, "/dev/null")
-        missing = check_calibration(robot)
+        (arm,) = self.robot(tmp_path, "/dev/null").arms
+        missing = check_calibration(arm)
         assert missing.verdict is Verdict.FAILED
         assert "lerobot-calibrate" in missing.fix
         (tmp_path / "mine.json").write_text("{}")
-        assert check_calibration(self.robot(tmp_path, "/dev/null")).verdict is Verdict.OK
+        assert check_calibration(arm).verdict is Verdict.OK
+
+    def test_each_arm_of_two_is_looked_at(self, tmp_path: Path) -> None:
+        arms = {"left_arm_config": {"port": "/dev/null"}, "right_arm_config": {"port": "/dev/ttyNOPE9"}}
+        settings = {"type": "bi_so_follower", "id": "pair", "calibration_dir": str(tmp_path), **arms}
+        (tmp_path / "pair_left.json").write_text("{}")
+        values = {"robot": settings, "pretrained_name_or_path": "scripted", "server_address": "127.0.0.1:1"}
+        findings = list(Examination(EdgeSettings(_env_file=None, **values), []).findings())
+        found = [(f.check, f.verdict) for f in findings if f.check in ("serial port", "calibration", "robot")]
+        assert found == [
+            ("serial port", Verdict.OK),
+            ("calibration", Verdict.OK),
+            ("serial port", Verdict.FAILED),
+            ("calibration", Verdict.FAILED),
+            ("robot", Verdict.SKIPPED),
+        ]
 
     def test_the_users_own_word_for_the_robot_is_used(self, tmp_path: Path) -> None:
         assert self.robot(tmp_path, "/dev/null").spec.robot_type == "so101_follower"

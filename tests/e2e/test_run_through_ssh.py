@@ -1,7 +1,12 @@
 """The edge through a real sshd: it opens the tunnel by itself, outlives sshd, and says what is wrong at the start."""
 
+import contextlib
+import json
 import os
+import pty
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -22,6 +27,7 @@ from longarm_edge.tunnel.settings import Backend, SshSettings
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import PolicySpec
+from tests.conftest import read_until
 from tests.e2e.conftest import EdgeRun, until
 
 
@@ -186,3 +192,30 @@ class TestDoctor:
         assert checks["ssh login"].verdict is Verdict.SKIPPED
         assert checks["service"].verdict is Verdict.SKIPPED
         assert checks["robot"].verdict is Verdict.OK
+
+    def test_a_person_at_a_terminal_is_asked_about_an_unknown_host(self, ssh, sshd, service, tmp_path) -> None:
+        """As a run asks: what doctor is told to trust, the run then knows."""
+        ssh.known_hosts_file.write_text("")
+        own = {name: value for name in ssh.model_fields_set if (value := getattr(ssh, name)) is not None}
+        flags = [f"--ssh.{name}={value}" for name, value in own.items()]
+        ours, theirs = pty.openpty()
+        with (tmp_path / "out.json").open("w") as out:
+            doctor = subprocess.Popen(
+                [sys.executable, "-m", "longarm_edge.cli", "doctor", "--json", *flags],
+                env={k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")},
+                cwd=tmp_path,
+                stdin=theirs,
+                stdout=out,
+                stderr=theirs,
+            )
+        os.close(theirs)
+        assert "is not known yet" in read_until(ours, "(yes/no) ")
+        os.write(ours, b"yes\n")
+        with contextlib.suppress(OSError):  # its end
+            while os.read(ours, 4096):
+                pass
+        os.close(ours)
+        doctor.wait(10)
+        findings = {f["check"]: f["verdict"] for f in json.loads((tmp_path / "out.json").read_text())["findings"]}
+        assert findings["host key"] == findings["service"] == "ok"
+        assert ssh.known_hosts_file.read_text() == sshd.known_hosts

@@ -41,7 +41,7 @@ class RecordingRobot:
     failures: int = 0
     torque_at_disconnect: Torque = Torque.CHOSEN
 
-    def connect(self) -> None:
+    def connect(self, *, configure: bool = True) -> None:
         self.connected = True
 
     def observe(self) -> RobotReading:

@@ -1,9 +1,11 @@
 """The adapter to LeRobot: one call at a time reaches the hardware, unless the robot says that it takes several."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.servos import TORQUE, Servos
 
 from longarm_edge.lerobot_robot import make_robot
 
@@ -48,3 +50,28 @@ def test_calls_are_serialised_unless_the_robot_takes_several(tmp_path, monkeypat
     reader.join(5)
     writer.join(5)
     assert slow.overlapped is thread_safe
+
+
+@pytest.mark.parametrize("torque", [True, False], ids=["held", "limp"])
+def test_arms_are_read_without_a_word_written_to_them(tmp_path: Path, torque: bool) -> None:
+    with Servos(torque=torque) as left, Servos(torque=torque) as right:
+        own = {
+            f"{side}_arm_config": {"port": servos.settings(tmp_path, f"pair_{side}")["port"]}
+            for side, servos in {"left": left, "right": right}.items()
+        }
+        robot = make_robot({"type": "bi_so_follower", "id": "pair", "calibration_dir": str(tmp_path), **own}, [], 30)
+        robot.connect(configure=False)
+        assert robot.observe().state.shape == (12,)
+        assert left.writes == right.writes == []
+        assert left.torque == right.torque == {torque}
+
+
+def test_a_run_configures_the_motors_even_after_an_examination(tmp_path: Path) -> None:
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect(configure=False)
+        robot.disconnect(torque=True)
+        assert servos.writes == []
+        robot.connect()
+        assert any(address == TORQUE for _, address, _ in servos.writes)
+        robot.disconnect(torque=True)

@@ -1,4 +1,4 @@
-"""The status line during a run, and the summary and the picture at its end."""
+"""Progress and the status line during a run, and the summary and the picture at its end."""
 
 import io
 import threading
@@ -8,8 +8,9 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_edge.action_queue import Drop
-from longarm_edge.console import StatusLine
+from longarm_edge.console import StatusLine, opening
 from longarm_edge.link import LinkState
 from longarm_edge.metrics import EdgeMetrics, Observation, Stage, Tick
 from longarm_edge.report import draw, render, summarize
@@ -18,9 +19,8 @@ from longarm_edge.trace import RequestRecord, TickRecord, Trace
 FPS = 30.0
 
 
-@pytest.fixture
-def trace() -> Trace:
-    """Three seconds with a late tick, two idle ticks in the first second, one after it, and three skipped."""
+def three_seconds() -> Trace:
+    """Returns a run with a late tick, two idle ticks in the first second, one after it, and three skipped."""
     found = Trace(EdgeMetrics(CollectorRegistry()))
     tick = 0
     while tick < 90:
@@ -37,6 +37,28 @@ def trace() -> Trace:
     found.observation(Observation.FILTERED)
     found.bytes_moved(40_000, 1_200)
     return found
+
+
+@pytest.fixture
+def trace() -> Trace:
+    return three_seconds()
+
+
+@pytest.mark.parametrize("kept", [1000, 20])
+def test_a_run_is_counted_whole_however_long_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path, kept: int) -> None:
+    """Ticks and requests are kept for a while, an hour at 30 a second; a run goes on for days."""
+    whole = summarize(three_seconds(), {}, FPS)
+    monkeypatch.setattr("longarm_edge.trace.KEPT_TICKS", kept)
+    monkeypatch.setattr("longarm_edge.trace.KEPT_REQUESTS", max(1, kept // 10))
+    trace = three_seconds()
+    summary = summarize(trace, {}, FPS)
+    assert summary.seconds == whole.seconds == pytest.approx(3.0, abs=0.01)
+    assert (summary.ticks, summary.late_ticks) == (whole.ticks, whole.late_ticks)
+    assert summary.idle_after_first_second == 1
+    assert "ran 3.0 s, 28.0 actions/s" in render(summary)
+    told = "times are those of the last 20 ticks and 2 chunks" in render(summary)
+    assert told is (kept == 20)
+    draw(trace, FPS, tmp_path / "run.png")
 
 
 def test_the_summary_counts_what_happened(trace: Trace) -> None:
@@ -81,6 +103,13 @@ def test_the_picture_is_written_where_it_should_be(trace: Trace, tmp_path) -> No
 def test_observation_fps_is_over_the_last_seconds(trace: Trace) -> None:
     assert trace.observation_fps(103.0) == pytest.approx(4 / 5)
     assert trace.observation_fps(120.0) == 0
+
+
+def test_what_the_service_says_while_it_loads_is_no_markup() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
+    with opening(console, "session") as on_progress:
+        on_progress(pb.Progress(stage=pb.PROGRESS_STAGE_FETCHING, message="[/models/act] [bold"))
+    assert "fetching the policy: [/models/act] [bold" in console.export_text()
 
 
 def test_a_log_gets_a_line_when_the_state_changes_and_not_every_second(

@@ -13,6 +13,7 @@ from longarm_edge.console import set_up_logging
 from longarm_edge.provision.arguments import Arguments, understand
 from longarm_edge.provision.errors import ProvisionError
 from longarm_edge.settings import EdgeSettings
+from longarm_edge.tunnel.events import HostKeyQuestion
 from longarm_edge.tunnel.terminal import asker
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
@@ -99,7 +100,8 @@ def _main(arguments: list[str]) -> int:
     if name not in commands:
         print(f"longarm-edge: there is no command {name!r}\n\n{USAGE}", end="", file=sys.stderr)  # noqa: T201
         return exit_codes.BAD_USAGE
-    console = Console(stderr=True)
+    # Emoji codes are for those who write them: a path or a machine may have ":key:" in its name
+    console = Console(stderr=True, emoji=False)
     robot_flags, others = _split(arguments)
     as_json = name == "doctor" and "--json" in others
     if as_json:
@@ -218,8 +220,17 @@ def _doctor(it: Invocation) -> int:
     from longarm_edge.doctor.examine import Examination
     from longarm_edge.doctor.findings import as_json, exit_code, show
 
-    examination = Examination(it.settings, it.robot_flags)
-    with it.console.status("examining"):
+    with it.console.status("examining") as status:
+        ask = asker()
+
+        def ask_in_peace(question: HostKeyQuestion) -> bool:
+            status.stop()  # it would draw over what the person reads and types
+            try:
+                return ask is not None and ask(question)
+            finally:
+                status.start()
+
+        examination = Examination(it.settings, it.robot_flags, ask_in_peace if ask is not None else None)
         findings = list(examination.findings())
     if it.as_json:
         print(as_json(findings, examination.measured))  # noqa: T201

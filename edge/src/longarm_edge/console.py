@@ -67,7 +67,7 @@ def opening(console: Console, title: str) -> Iterator[OnProgress]:
 
         yield say
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(STAGES[pb.PROGRESS_STAGE_UNSPECIFIED], total=None)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from longarm_edge.lerobot_robot import make_robot
 from longarm_edge.metrics import Observation, Tick
@@ -62,10 +63,10 @@ def demo(settings: EdgeSettings, robot_flags: list[str], console: Console, *, th
         result = run_to_exit_code(settings.model_copy(update=own), robot, console)
     if robot.last_reading is not None:
         _save_cameras(robot.last_reading, output / "cameras.png")
-        console.print(f"cameras: {output / 'cameras.png'}", highlight=False)
+        console.print(f"cameras: {output / 'cameras.png'}", highlight=False, markup=False)
     problems = verdict(result)
     for problem in problems:
-        console.print(f"[red]not healthy:[/red] {problem}", highlight=False)
+        console.print(Text.assemble(("not healthy:", "red"), f" {problem}"))
     if not problems:
         console.print("[green]healthy[/green]: chunks arrived in time, nothing was rejected", highlight=False)
     return result.exit_code or (exit_codes.FAILED if problems else exit_codes.DONE)
@@ -100,8 +101,8 @@ class _Remembering:
         self.torque_at_disconnect = robot.torque_at_disconnect
         self.last_reading: RobotReading | None = None
 
-    def connect(self) -> None:
-        self._robot.connect()
+    def connect(self, *, configure: bool = True) -> None:
+        self._robot.connect(configure=configure)
 
     def observe(self) -> RobotReading:
         self.last_reading = self._robot.observe()

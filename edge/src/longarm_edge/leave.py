@@ -61,7 +61,8 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock) -> in
         start_pose = now_at = None
         unreadable: Exception | None = None
         try:
-            robot.connect()
+            # Configuring would take the torque away for a moment, and was done by the run
+            robot.connect(configure=False)
             now_at = measured_pose(robot, motion.kinds)
             if settings.safety.on_stop is StopRule.REST:
                 start_pose = pose_file.read(path, robot.spec.action_names)

@@ -1,6 +1,8 @@
 """The torque of a LeRobot robot, which may be composed of several arms."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lerobot.robots import Robot as LeRobot
@@ -27,10 +29,10 @@ class ArmsTorque:
 
     def __init__(self, robot: LeRobot) -> None:
         """Finds robot's arms and what their configurations say."""
-        self._arms = [part for part in composed_of(robot) if not _parts(part)]
-        configs: list[Any] = [getattr(arm, "config", None) for arm in self._arms]
+        self.arms = tuple(part for part in composed_of(robot) if not _parts(part))
+        configs: list[Any] = [getattr(arm, "config", None) for arm in self.arms]
         self._configured = [(c, c.disable_torque_on_disconnect) for c in configs if hasattr(c, _FLAG)]
-        self.at_disconnect = _common({_of(arm) for arm in self._arms if _has_joints(arm)})
+        self.at_disconnect = _common({_of(arm) for arm in self.arms if _has_joints(arm)})
 
     def choose(self, torque: bool | None) -> None:
         """Decides for the next disconnect: whether the motors keep their torque, None for what was configured."""
@@ -39,17 +41,30 @@ class ArmsTorque:
 
     def motors_answer(self) -> bool:
         """Returns whether a bus of any arm is open."""
-        return any(getattr(getattr(arm, "bus", None), "is_connected", False) for arm in self._arms)
+        return any(getattr(getattr(arm, "bus", None), "is_connected", False) for arm in self.arms)
 
     def disconnect_motors(self) -> bool:
         """Lets go of every arm's motors past LeRobot's own disconnect. Returns whether that worked for all of them."""
-        done = [_disconnect_motors(arm) for arm in self._arms]  # of every one, also after one that failed
+        done = [_disconnect_motors(arm) for arm in self.arms]  # of every one, also after one that failed
         return all(done)
 
 
 def composed_of(robot: LeRobot) -> list[LeRobot]:
     """Returns robot and the robots that it is made of, and those that they are made of."""
     return [robot, *(deeper for part in _parts(robot) for deeper in composed_of(part))]
+
+
+@contextmanager
+def unconfigured(robot: LeRobot) -> Iterator[None]:
+    """Keeps LeRobot, which configures motors as it connects to them, from doing so."""
+    parts = composed_of(robot)
+    for part in parts:
+        part.configure = lambda: None
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.configure
 
 
 def _parts(robot: LeRobot) -> list[LeRobot]:

@@ -1,5 +1,6 @@
 """The edge's only door to LeRobot: a robot of any type, as names, arrays and two calls."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -21,7 +22,7 @@ from lerobot.robots import Robot as LeRobot
 from lerobot.robots import RobotConfig, make_robot_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
-from longarm_edge.lerobot_arms import ArmsTorque
+from longarm_edge.lerobot_arms import ArmsTorque, unconfigured
 from longarm_edge.lerobot_cameras import serving, take_apart
 from longarm_edge.robot import RobotReading
 from longarm_edge.turns import Turns
@@ -114,9 +115,22 @@ class LeRobotRobot:
         """LeRobot's own object, for looking at what only some robots have."""
         return self._robot
 
-    def connect(self) -> None:
-        """Connects to the hardware. An uncalibrated robot is refused: calibration asks questions."""
-        with self._turns.take():
+    @property
+    def arms(self) -> tuple[LeRobot, ...]:
+        """LeRobot's objects that have motors of their own: of a robot composed of others, those."""
+        return self._torque.arms
+
+    def connect(self, *, configure: bool = True) -> None:
+        """Connects to the hardware. An uncalibrated robot is refused: calibration asks questions.
+
+        Args:
+          configure: Whether LeRobot writes its settings to the motors, which drops the arm for a moment and leaves it
+            stiff. Without, an arm that holds goes on holding and a limp one stays limp, to be read and left alone.
+
+        Raises:
+          ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
+        """
+        with self._turns.take(), contextlib.nullcontext() if configure else unconfigured(self._robot):
             self._touched = True
             # Whatever happens from here on, a torque that is on stays on until disconnect says otherwise
             self._torque.choose(True)

@@ -1,5 +1,6 @@
 """What a run was like: a summary in words and numbers, and a picture."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,7 @@ import numpy as np
 
 from longarm_edge.action_queue import Drop
 from longarm_edge.metrics import Observation, Recorded, Stage, Tick
-from longarm_edge.trace import RequestRecord, TickRecord, Trace
-
-# A tick whose command goes out later than this is counted as late
-LATE_SECONDS = 0.002
+from longarm_edge.trace import LATE_SECONDS, RequestRecord, TickRecord, Trace
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class Summary:
       sent_bytes: To the service.
       received_bytes: From the service.
       recorded: Frames of the recording by what became of them; all 0 without one.
+      kept_ticks: The last so many ticks are what lateness and age are over.
+      kept_requests: The last so many chunks are what latency and stages are over.
     """
 
     seconds: float
@@ -68,19 +68,20 @@ class Summary:
     sent_bytes: int
     received_bytes: int
     recorded: Mapping[Recorded, int]
+    kept_ticks: int
+    kept_requests: int
 
 
 def summarize(trace: Trace, drops: Mapping[Drop, int], fps: float) -> Summary:
     """Returns the run that trace recorded; distributions are over what it kept, counts over all of it."""
     ticks: list[TickRecord] = list(trace.ticks)
     requests: list[RequestRecord] = list(trace.requests)
-    start = ticks[0].at if ticks else 0.0
     stages = {stage: Quantiles.of([r.stages[stage] for r in requests]) for stage in Stage}
     return Summary(
-        seconds=(ticks[-1].at - start + 1 / fps) if ticks else 0.0,
+        seconds=0.0 if trace.began_at is None else ticks[-1].at - trace.began_at + 1 / fps,
         ticks={outcome: trace.tick_counts[outcome] for outcome in Tick},
-        late_ticks=sum(t.lateness > LATE_SECONDS for t in ticks),
-        idle_after_first_second=sum(t.at > start + 1 and t.outcome in (Tick.IDLE, Tick.STALE) for t in ticks),
+        late_ticks=trace.late_ticks,
+        idle_after_first_second=trace.idle_after_first_second,
         lateness=Quantiles.of([t.lateness for t in ticks]),
         age=Quantiles.of([t.age for t in ticks if t.age is not None]),
         latency=Quantiles.of([r.latency for r in requests]),
@@ -91,6 +92,8 @@ def summarize(trace: Trace, drops: Mapping[Drop, int], fps: float) -> Summary:
         sent_bytes=trace.sent_bytes,
         received_bytes=trace.received_bytes,
         recorded={outcome: trace.recorded_counts[outcome] for outcome in Recorded},
+        kept_ticks=len(ticks),
+        kept_requests=len(requests),
     )
 
 
@@ -99,6 +102,8 @@ def render(summary: Summary) -> str:
     ticks, total = summary.ticks, sum(summary.ticks.values())
     rate = (ticks[Tick.ACTION] + ticks[Tick.CLAMPED]) / summary.seconds if summary.seconds else 0.0
     answered = summary.observations[Observation.ANSWERED]
+    kept = f"{summary.kept_ticks} ticks and {summary.kept_requests} chunks"
+    is_cut = summary.kept_ticks < total - ticks[Tick.SKIPPED] or summary.kept_requests < answered
     lines = [
         f"ran {summary.seconds:.1f} s, {rate:.1f} actions/s",
         f"ticks         {total}: {_counts(ticks)}; {summary.late_ticks} later than {LATE_SECONDS * 1000:.0f} ms",
@@ -114,12 +119,35 @@ def render(summary: Summary) -> str:
         _row("action age", summary.age),
         _row("inference latency", summary.latency),
         *(_row(f"  {stage.value}", quantiles) for stage, quantiles in summary.stages.items()),
+        *([f"times are those of the last {kept}"] if is_cut else []),
     ]
     return "\n".join(line for line in lines if line is not None)
 
 
+def check_picture(path: Path) -> None:
+    """Returns if a picture can be written to path, which is left as it is; the directory around it is made.
+
+    Raises:
+      ValueError: The end of its name is no format that can be drawn.
+      OSError: path cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    known = FigureCanvasAgg(Figure()).get_supported_filetypes()
+    if _format(path) not in known:
+        raise ValueError(f"Expected a name that ends in one of {', '.join(sorted(known))} but found {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.open("ab").close()
+    else:
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def draw(trace: Trace, fps: float, path: Path) -> None:
     """Writes a picture of queue depth, action age and tick lateness over time to path (any format of matplotlib).
+
+    It shows the ticks that trace kept.
 
     Raises:
       OSError: path cannot be written.
@@ -133,10 +161,11 @@ def draw(trace: Trace, fps: float, path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     depth, age, lateness = figure.subplots(3, 1, sharex=True)
-    start = ticks[0].at if ticks else 0.0
+    start = trace.began_at or 0.0
     at = [t.at - start for t in ticks]
     depth.plot(at, [t.depth for t in ticks], color="tab:blue", linewidth=1.2)
-    depth.vlines([r.at - start for r in requests if r.at >= start], 0, 1, transform=depth.get_xaxis_transform(),
+    merged = [r.at - start for r in requests if ticks and r.at >= ticks[0].at]
+    depth.vlines(merged, 0, 1, transform=depth.get_xaxis_transform(),
                  color="0.85", linewidth=1, zorder=0, label="chunk merged")  # fmt: skip
     idle = [t.at - start for t in ticks if t.outcome in (Tick.IDLE, Tick.STALE)]
     depth.plot(idle, [0] * len(idle), "|", color="tab:red", markersize=14, label="idle tick")
@@ -154,12 +183,20 @@ def draw(trace: Trace, fps: float, path: Path) -> None:
         axes.margins(x=0)
     for axes in (depth, age):
         axes.set_ylim(bottom=0)
-    executed = sum(t.outcome in (Tick.ACTION, Tick.CLAMPED) for t in ticks)
+    counts = trace.tick_counts
+    total = counts.total() - counts[Tick.SKIPPED]
     figure.suptitle(
-        f"{len(ticks)} ticks at {fps:g} per second, {executed} actions, {len(requests)} chunks", fontsize=11
+        f"{total} ticks at {fps:g} per second, {counts[Tick.ACTION] + counts[Tick.CLAMPED]} actions, "
+        f"{trace.observation_counts[Observation.ANSWERED]} chunks"
+        + (f"; the last {len(ticks)} ticks" if len(ticks) < total else ""),
+        fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format=_format(path))
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower() or "png"
 
 
 def _counts(

@@ -52,8 +52,11 @@ class Robot(Observed, Protocol):
     spec: RobotSpec
     torque_at_disconnect: Torque
 
-    def connect(self) -> None:
+    def connect(self, *, configure: bool = True) -> None:
         """Connects to the hardware.
+
+        Args:
+          configure: Whether to write settings to the motors, for which the torque may go off for a moment.
 
         Raises:
           ConnectionError: It does not answer or is not calibrated.

@@ -28,7 +28,7 @@ from longarm_edge.planner import PAUSE_CAP, Planner
 from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.priority import ahead_of_others
 from longarm_edge.replan import Replanner
-from longarm_edge.report import Summary, draw, render, summarize
+from longarm_edge.report import Summary, check_picture, draw, render, summarize
 from longarm_edge.robot import Observed, Robot
 from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock, MonotonicClock
@@ -382,12 +382,20 @@ def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> 
     Raises:
       ConfigurationError: It can never start as configured.
     """
+    if settings.plot_path is not None:
+        try:
+            check_picture(settings.plot_path)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError([f"LONGARM_EDGE_PLOT (--plot): {error}"]) from error
     run = Run(settings, robot, console, MonotonicClock(), Notifier(os.environ))
     result = run()
     if run.trace.ticks:
         console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)
     if settings.plot_path is not None and run.trace.ticks:
-        draw(run.trace, settings.fps, settings.plot_path)
-        console.print(f"picture: {settings.plot_path}", highlight=False, markup=False)
+        try:
+            draw(run.trace, settings.fps, settings.plot_path)
+            console.print(f"picture: {settings.plot_path}", highlight=False, markup=False)
+        except Exception as error:  # noqa: BLE001  # however drawing fails, the run is over and went as it went
+            logger.warning("no picture: %s cannot be written: %s", settings.plot_path, error)
     (logger.info if result.exit_code == exit_codes.DONE else logger.error)("%s", result.reason)
     return result

@@ -10,6 +10,8 @@ from longarm_edge.metrics import EdgeMetrics, Observation, Reconnect, Recorded, 
 # At 30 ticks a second this is an hour; older ticks stay in the counts only
 KEPT_TICKS = 108_000
 KEPT_REQUESTS = 20_000
+# A tick whose command goes out later than this is counted as late
+LATE_SECONDS = 0.002
 # Over how many seconds a rate is taken
 RATE_WINDOW = 5.0
 
@@ -46,12 +48,18 @@ class RequestRecord:
 
 @dataclass
 class Trace:
-    """Records the run and moves the metrics. Each part has one writer: the control loop or the planner."""
+    """Records the run and moves the metrics. Each part has one writer: the control loop or the planner.
+
+    Ticks and requests are kept for a while; everything else is of the whole run.
+    """
 
     metrics: EdgeMetrics
     ticks: deque[TickRecord] = field(default_factory=lambda: deque(maxlen=KEPT_TICKS))
     requests: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+    began_at: float | None = None
     tick_counts: Counter[Tick] = field(default_factory=Counter)
+    late_ticks: int = 0
+    idle_after_first_second: int = 0
     observation_counts: Counter[Observation] = field(default_factory=Counter)
     reconnect_counts: Counter[Reconnect] = field(default_factory=Counter)
     recorded_counts: Counter[Recorded] = field(default_factory=Counter)
@@ -63,8 +71,13 @@ class Trace:
 
     def tick(self, record: TickRecord, skipped: int) -> None:
         """A tick ended, and skipped ticks after it were given up."""
+        if self.began_at is None:
+            self.began_at = record.at
         self.ticks.append(record)
         self.tick_counts[record.outcome] += 1
+        self.late_ticks += record.lateness > LATE_SECONDS
+        if record.outcome in (Tick.IDLE, Tick.STALE) and record.at > self.began_at + 1:
+            self.idle_after_first_second += 1
         self.metrics.ticks.labels(record.outcome).inc()
         self.metrics.lateness.observe(record.lateness)
         if record.age is not None:

@@ -1,8 +1,8 @@
-"""The doctor's predictions, against what is known of queues, and its advice."""
+"""The doctor's predictions, against what is known of queues."""
 
 import pytest
 
-from longarm_edge.doctor.predict import Costs, Plan, predict, recommend
+from longarm_edge.doctor.predict import Costs, Plan, predict
 from longarm_edge.replan import Replan
 
 FAST = Costs(capture=0.005, encode=0.003, observation_bytes=40e3, round_trip=0.04, uplink=5e6, service=0.1)
@@ -40,28 +40,8 @@ def test_actions_that_would_be_too_old_count_as_idle() -> None:
     assert predict(costs(service=3.5), Plan(30, 300, Replan.AUTO, 0.5, 3.0)).idle_share > 0.9
 
 
-def test_settings_that_fit_are_left_alone() -> None:
-    advice = recommend(PLAN, {90: FAST, 75: FAST}, 90, chunk_size=50)
-    assert advice.flags == ()
-    assert advice.why == "The settings fit."
-
-
-def test_a_threshold_of_zero_is_urgent_enough_by_itself() -> None:
-    assert recommend(Plan(30, 50, Replan.THRESHOLD, 0.0, 3.0), {90: FAST}, 90, 50).flags == ()
-
-
-def test_too_short_chunks_are_lengthened() -> None:
-    advice = recommend(Plan(30, 8, Replan.AUTO, 0.5, 3.0), {90: costs(service=0.4)}, 90, chunk_size=50)
-    assert advice.flags == ("--actions_per_chunk=50",)
-
-
-def test_a_thin_uplink_gets_smaller_pictures() -> None:
-    thin = {90: costs(uplink=60e3, observation_bytes=90e3), 50: costs(uplink=60e3, observation_bytes=30e3)}
-    advice = recommend(PLAN, thin, 90, chunk_size=50)
-    assert advice.flags == ("--jpeg_quality=50",)
-    assert advice.prediction.idle_share <= 0.002
-
-
-def test_what_cannot_be_mended_by_settings_is_said() -> None:
-    advice = recommend(PLAN, {90: costs(service=8.0)}, 90, chunk_size=50)
-    assert "faster GPU" in advice.why
+def test_a_chunk_is_asked_for_while_there_is_enough_for_it_to_follow() -> None:
+    """Real-time chunking asks when no more actions than its horizon are left, whatever the rule."""
+    late = Plan(fps=30, actions_per_chunk=50, replan=Replan.THRESHOLD, chunk_size_threshold=0.0, max_action_age=3.0)
+    follows = predict(FAST, Plan(**{**late.__dict__, "horizon": 45}))
+    assert follows.uplink_bytes_per_second > 2 * predict(FAST, late).uplink_bytes_per_second

@@ -2,13 +2,12 @@
 
 import os
 import pty
-import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tests.conftest import read_until
 
 from longarm_edge.tunnel import Cause, HostKeyPolicy, PermanentTunnelError
 from longarm_edge.tunnel.host_keys import HostKey
@@ -147,13 +146,3 @@ def test_a_person_is_asked_on_a_terminal(lab, empty: Path) -> None:
         assert process.wait(10) == 0
     os.close(ours)
     assert empty.read_text() == sshd.known_hosts
-
-
-def read_until(descriptor: int, words: str) -> str:
-    text = ""
-    deadline = time.monotonic() + 20
-    while words not in text:
-        ready, _, _ = select.select([descriptor], [], [], deadline - time.monotonic())
-        assert ready, f"Expected {words!r}, found {text!r}"
-        text += os.read(descriptor, 4096).decode()
-    return text

@@ -3,19 +3,21 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from longarm_edge import __version__
-from longarm_edge.doctor.findings import Finding, Steps, Verdict
+from longarm_edge.doctor.advise import NO_IDLE, Packing, recommend
+from longarm_edge.doctor.findings import Finding, Steps, Verdict, worst
 from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
 from longarm_edge.doctor.measure import Measured, measure
-from longarm_edge.doctor.predict import NO_IDLE, Plan, predict, recommend
+from longarm_edge.doctor.predict import Plan, predict
 from longarm_edge.doctor.tunnel_checks import check_tunnel
-from longarm_edge.guard import Guard
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
+from longarm_edge.motion import Motion
 from longarm_edge.policy_client import PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.settings import EdgeSettings
+from longarm_edge.tunnel.tunnel import Ask
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.settings import ConfigurationError
 
@@ -33,15 +35,17 @@ class Examination:
     Attributes:
       settings: As for a run.
       robot_flags: LeRobot's own flags.
+      ask: Decides about the key of a host that is not known yet; None where nobody is there to ask.
       measured: What was measured, for scripts; filled as it goes.
     """
 
     settings: EdgeSettings
     robot_flags: Sequence[str]
+    ask: Ask | None = None
     measured: dict[str, Any] = field(default_factory=dict)
 
     def findings(self) -> Iterator[Finding]:
-        """Yields each finding as soon as it is known. The robot is connected, read and let go of, and never moved."""
+        """Yields each finding as soon as it is known. The robot is read and let go of; its motors are left alone."""
         with ExitStack() as stack:
             robot = yield from self._look_at_configuration()
             robot_answers = robot is not None and (yield from self._look_at_robot(robot, stack))
@@ -61,10 +65,10 @@ class Examination:
         settings = self.settings
         try:
             robot = make_robot(settings.robot, self.robot_flags, settings.fps)
-            Guard.from_names(robot.spec.action_names, settings.safety.joint_limits, settings.safety.max_step)
+            Motion.plan(robot, settings.safety)
             if not settings.pretrained_name_or_path:
                 raise ConfigurationError(["No policy is named. Pass --pretrained_name_or_path=…"])
-        except (ConfigurationError, ValueError) as error:
+        except ConfigurationError as error:
             yield Finding("configuration", Verdict.FAILED, str(error), "See docs/settings.md")
             return None
         found = f"{robot.spec.robot_type} at {settings.fps:g} fps, {settings.pretrained_name_or_path}"
@@ -72,19 +76,17 @@ class Examination:
         return robot
 
     def _look_at_robot(self, robot: LeRobotRobot, stack: ExitStack) -> Steps[bool]:
-        port = check_port(robot.lerobot.config)
-        yield port
-        calibration = check_calibration(robot)
-        yield calibration
-        if Verdict.FAILED in (port.verdict, calibration.verdict):
+        first = [finding for arm in robot.arms for finding in (check_port(arm.config), check_calibration(arm))]
+        yield from first
+        if worst(first) is Verdict.FAILED:
             yield Finding("robot", Verdict.SKIPPED, "not connected: mend what is above first")
             return False
+        stack.callback(robot.disconnect, torque=True)
         try:
-            robot.connect()
+            robot.connect(configure=False)
         except ConnectionError as error:
             yield Finding("robot", Verdict.FAILED, str(error), "Is it switched on, and does nothing else use it?")
             return False
-        stack.callback(robot.disconnect, torque=None)
         spec = robot.spec
         yield Finding("robot", Verdict.OK, f"{len(spec.action_names)} actions, {len(spec.state_names)} states")
         yield from check_cameras(robot)
@@ -94,7 +96,7 @@ class Examination:
         settings = self.settings
         address: str | None = settings.server_address
         if settings.ssh.host:
-            address = yield from check_tunnel(settings.ssh, settings.connect_timeout, stack)
+            address = yield from check_tunnel(settings.ssh, settings.connect_timeout, stack, self.ask)
         if address is None:
             yield Finding("service", Verdict.SKIPPED, "there is no way to it")
             return None
@@ -126,7 +128,8 @@ class Examination:
         return True
 
     def _look_at_policy(self, client: PolicyClient, robot: LeRobotRobot, stack: ExitStack) -> Steps[Session | None]:
-        choice = PolicyChoice.from_settings(self.settings)
+        # The whole chunk, whatever a run would take of it: advice is to know what there is
+        choice = replace(PolicyChoice.from_settings(self.settings), actions_per_chunk=0)
         try:
             session = client.open_session(choice, robot.spec, timeout=self.settings.load_timeout)
         except (UnreachableError, WireError) as error:
@@ -135,55 +138,65 @@ class Examination:
             return None
         stack.callback(client.close_session, session)
         cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in session.cameras) or "no camera"
-        found = f"{session.fingerprint.policy_type}: loads, fits; chunks of {session.chunk_size}, sends {cameras}"
+        taken = self._actions_per_chunk(session)
+        chunks = f"{session.chunk_size}" if taken == session.chunk_size else f"{session.chunk_size}, {taken} are taken"
+        found = f"{session.fingerprint.policy_type}: loads, fits; chunks of {chunks}, sends {cameras}"
         yield Finding("policy", Verdict.OK, found)
         return session
 
-    def _measure(self, client: PolicyClient, session: Session, robot: LeRobotRobot) -> Iterator[Finding]:
-        try:
-            measured = measure(client, session, robot, self.settings.jpeg_quality, PREDICT_TIMEOUT)
-        except (UnreachableError, WireError) as error:
-            yield Finding("measurements", Verdict.FAILED, str(error), "See the service's log")
-            return
-        yield from self._tell(measured, session)
+    def _actions_per_chunk(self, session: Session) -> int:
+        return min(self.settings.actions_per_chunk or session.chunk_size, session.chunk_size)
 
-    def _tell(self, measured: Measured, session: Session) -> Iterator[Finding]:
+    def _measure(self, client: PolicyClient, session: Session, robot: LeRobotRobot) -> Iterator[Finding]:
         settings = self.settings
-        costs = measured.costs[settings.jpeg_quality]
+        packing = Packing(settings.image_codec, settings.jpeg_quality)
         plan = Plan(
             fps=settings.fps,
-            actions_per_chunk=session.chunk_size,
+            actions_per_chunk=self._actions_per_chunk(session),
             replan=settings.replan,
             chunk_size_threshold=settings.chunk_size_threshold,
             max_action_age=settings.safety.max_action_age,
+            horizon=settings.rtc.execution_horizon if session.model_action_dim else 0,
         )
+        try:
+            measured = measure(client, session, robot, packing, plan.horizon, PREDICT_TIMEOUT)
+        except (UnreachableError, WireError) as error:
+            yield Finding("measurements", Verdict.FAILED, str(error), "See the service's log")
+            return
+        yield from self._tell(measured, plan, packing, session.chunk_size)
+
+    def _tell(self, measured: Measured, plan: Plan, packing: Packing, chunk_size: int) -> Iterator[Finding]:
+        costs = measured.costs[packing]
         uplink = "too fast to tell" if costs.uplink == float("inf") else f"{costs.uplink * 8 / 1e6:.1f} Mbit/s up"
         yield Finding("network", Verdict.OK, f"round trip {costs.round_trip * 1000:.1f} ms, {uplink}")
         yield Finding(
             "observation",
             Verdict.OK,
-            f"{costs.observation_bytes / 1000:.0f} kB at quality {settings.jpeg_quality}; capture "
+            f"{costs.observation_bytes / 1000:.0f} kB as {packing}; capture "
             f"{costs.capture * 1000:.1f} ms, encode {costs.encode * 1000:.1f} ms",
         )
         yield Finding("chunk", Verdict.OK, f"{measured.chunk_seconds * 1000:.0f} ms on the service")
         prediction = predict(costs, plan)
         idle = prediction.idle_share > NO_IDLE
+        lasts = plan.actions_per_chunk / plan.fps
+        stands = f"; a chunk lasts {lasts * 1000:.0f} ms: the arm stands until the next comes"
         yield Finding(
             "prediction",
             Verdict.WARNING if idle else Verdict.OK,
             f"observation to action {prediction.latency * 1000:.0f} ms, idle ticks {prediction.idle_share:.1%}, "
             f"action age {prediction.age_mean * 1000:.0f} ms on average, {prediction.age_max * 1000:.0f} ms at most, "
-            f"{prediction.uplink_bytes_per_second * 8 / 1e6:.2f} Mbit/s up",
+            f"{prediction.uplink_bytes_per_second * 8 / 1e6:.2f} Mbit/s up"
+            f"{stands if prediction.latency >= lasts else ''}",
         )
-        period = 1 / settings.fps
+        period = 1 / plan.fps
         if costs.capture > 0.8 * period:
             yield Finding(
                 "capture",
                 Verdict.WARNING,
                 f"reading the robot takes {costs.capture * 1000:.0f} ms of a period of {period * 1000:.0f} ms",
-                "Smaller camera frames or a lower fps: ticks will be late while the robot is read",
+                "Smaller camera frames, or fewer cameras: ticks will be late while the robot is read",
             )
-        advice = recommend(plan, dict(measured.costs), settings.jpeg_quality, session.chunk_size)
+        advice = recommend(plan, measured.costs, packing, chunk_size)
         yield Finding("advice", Verdict.OK, advice.why, " ".join(advice.flags))
         self.measured = {
             "costs": asdict(costs),

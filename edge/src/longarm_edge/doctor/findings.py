@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from longarm_wire import exit_codes
 
@@ -50,14 +51,16 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """Prints findings as a table."""
+    """Prints findings as a table, word for word: what robots and machines say may look like Rich's markup."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()
     for finding in findings:
-        words = finding.found + (f"\n[bold]→ {finding.fix}[/bold]" if finding.fix else "")
-        table.add_row(f"[{STYLES[finding.verdict]}]{finding.verdict.value}[/]", finding.check, words)
+        words = Text(finding.found)
+        if finding.fix:
+            words.append(f"\n→ {finding.fix}", "bold")
+        table.add_row(Text(finding.verdict.value, STYLES[finding.verdict]), Text(finding.check), words)
     console.print(table)
 
 

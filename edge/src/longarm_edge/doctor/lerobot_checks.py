@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lerobot.robots import Robot as LeRobot
+
 from longarm_edge.doctor.findings import Finding, Verdict
 from longarm_edge.lerobot_robot import LeRobotRobot
 
@@ -43,19 +45,18 @@ def check_port(config: Any) -> Finding:
     return Finding("serial port", Verdict.OK, port)
 
 
-def check_calibration(robot: LeRobotRobot) -> Finding:
-    """Returns whether there is a calibration, or the robot needs none. The robot need not be connected."""
-    lerobot = robot.lerobot
-    if lerobot.calibration_fpath.is_file():
-        return Finding("calibration", Verdict.OK, str(lerobot.calibration_fpath))
+def check_calibration(arm: LeRobot) -> Finding:
+    """Returns whether there is a calibration of arm, or it needs none. It need not be connected."""
+    if arm.calibration_fpath.is_file():
+        return Finding("calibration", Verdict.OK, str(arm.calibration_fpath))
     with contextlib.suppress(Exception):
-        if lerobot.is_calibrated:
-            return Finding("calibration", Verdict.OK, f"a {robot.spec.robot_type} needs none")
+        if arm.is_calibrated:
+            return Finding("calibration", Verdict.OK, f"a {arm.config.type} needs none")
     return Finding(
         "calibration",
         Verdict.FAILED,
-        f"no file {lerobot.calibration_fpath}",
-        "Run lerobot-calibrate with the same --robot.type, --robot.port and --robot.id",
+        f"no file {arm.calibration_fpath}",
+        "Run lerobot-calibrate with the same --robot.… flags",
     )
 
 

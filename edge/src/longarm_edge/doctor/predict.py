@@ -1,6 +1,6 @@
 """What a run will be like, predicted by running the real queue and replanner on a clock that needs no time."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,13 +41,17 @@ class Costs:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings that decide how it goes, as in EdgeSettings, with the actions_per_chunk that will really come."""
+    """The settings that decide how it goes, as in EdgeSettings, with the actions_per_chunk that will really come.
+
+    `horizon` is that of real-time chunking, 0 without it.
+    """
 
     fps: float
     actions_per_chunk: int
     replan: Replan
     chunk_size_threshold: float
     max_action_age: float
+    horizon: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def predict(costs: Costs, plan: Plan) -> Prediction:
     """Returns what a run with plan will be like where things cost what was measured."""
     rng = np.random.default_rng(0)
     queue = ActionQueue(AGGREGATE_FUNCTIONS["latest_only"], plan.max_action_age)
-    replanner = Replanner(plan.replan, plan.chunk_size_threshold, plan.fps)
+    replanner = Replanner(plan.replan, plan.chunk_size_threshold, plan.fps, least_depth=plan.horizon)
     trips = RoundTrips()
     chunk = np.zeros((plan.actions_per_chunk, 1), np.float32)
     arriving: tuple[float, ActionChunk] | None = (0.0, ActionChunk(0, 0, 1, 0, -costs.latency, chunk))
@@ -103,58 +107,3 @@ def predict(costs: Costs, plan: Plan) -> Prediction:
         age_max=float(np.max(ages)) if ages else float("inf"),
         uplink_bytes_per_second=sequence * costs.observation_bytes / SIMULATED_SECONDS,
     )
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """What to set, why, and what is to be expected then. `flags` is empty if nothing is to be changed."""
-
-    flags: tuple[str, ...]
-    why: str
-    prediction: Prediction
-
-
-# Share of idle ticks that counts as none: an outlier in a simulated run
-NO_IDLE = 0.002
-
-
-def recommend(plan: Plan, costs_by_quality: dict[int, Costs], quality: int, chunk_size: int) -> Recommendation:
-    """Returns the smallest change of settings that leaves no idle tick, or the one with the fewest.
-
-    Tried in this order: nothing, automatic replanning, all actions of a chunk, less JPEG quality, fewer ticks a second.
-
-    Args:
-      plan: What is set.
-      costs_by_quality: What was measured, by JPEG quality; has quality.
-      quality: JPEG quality that is set.
-      chunk_size: Actions that the policy gives.
-    """
-    lower = [q for q in sorted(costs_by_quality, reverse=True) if q <= quality]
-    candidates: list[tuple[Plan, int]] = [(plan, quality)]
-    auto = replace(plan, replan=Replan.AUTO)
-    whole = replace(auto, actions_per_chunk=chunk_size)
-    candidates += [(auto, quality), (whole, quality), *((whole, q) for q in lower)]
-    candidates += [(replace(whole, fps=plan.fps * share), lower[-1]) for share in (2 / 3, 0.5, 1 / 3)]
-    outcomes = [(p, q, predict(costs_by_quality[q], p)) for p, q in candidates]
-    chosen = next((o for o in outcomes if o[2].idle_share <= NO_IDLE), min(outcomes, key=lambda o: o[2].idle_share))
-    best, best_quality, prediction = chosen
-    flags = []
-    if best.replan is not plan.replan:
-        flags.append(f"--replan={best.replan.value}")
-    if best.actions_per_chunk != plan.actions_per_chunk:
-        flags.append(f"--actions_per_chunk={best.actions_per_chunk}")
-    if best_quality != quality:
-        flags.append(f"--jpeg_quality={best_quality}")
-    if best.fps != plan.fps:
-        flags.append(f"--fps={best.fps:g}")
-    if prediction.idle_share > NO_IDLE:
-        lasts = best.actions_per_chunk / best.fps
-        why = (
-            f"Even so {prediction.idle_share:.0%} of the ticks will be idle: a chunk takes {prediction.latency:.2f} s "
-            f"and lasts {lasts:.2f} s. A faster GPU, a nearer one, or a policy with longer chunks would mend that."
-        )
-    elif flags:
-        why = "The smallest change after which no tick is idle."
-    else:
-        why = "The settings fit."
-    return Recommendation(tuple(flags), why, prediction)

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 from longarm_edge.doctor.findings import Finding, Steps, Verdict
 from longarm_edge.tunnel import Cause, SshSettings, Tunnel, TunnelError
+from longarm_edge.tunnel.tunnel import Ask
 
 # In the order in which a connection takes them; a cause that is in none of them belongs to the last
 STEPS: Mapping[str, frozenset[Cause]] = {
@@ -17,16 +18,17 @@ STEPS: Mapping[str, frozenset[Cause]] = {
 }
 
 
-def check_tunnel(settings: SshSettings, timeout: float, stack: ExitStack) -> Steps[str | None]:
+def check_tunnel(settings: SshSettings, timeout: float, stack: ExitStack, ask: Ask | None) -> Steps[str | None]:
     """Yields a finding for each step and returns the address of the service at the near end, None without a tunnel.
 
     Args:
       settings: Where to and how.
       timeout: Seconds for all steps together.
       stack: Closes the tunnel.
+      ask: Decides about the key of a host that is not known yet.
     """
     try:
-        tunnel = stack.enter_context(Tunnel(settings))
+        tunnel = stack.enter_context(Tunnel(settings, ask=ask))
         tunnel.open(timeout)
     except TunnelError as error:
         yield from _failed_at(error)

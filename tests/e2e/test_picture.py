@@ -1,0 +1,57 @@
+"""The picture of a run: where it cannot be written, and what that costs."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from longarm_edge.lerobot_robot import LeRobotRobot
+from longarm_edge.metrics import Tick
+from longarm_edge.run import run_to_exit_code
+from longarm_edge.settings import EdgeSettings
+from longarm_wire import exit_codes
+from longarm_wire.settings import ConfigurationError
+
+
+@pytest.fixture
+def run(service, arm, monkeypatch):
+    """Returns a function that runs as the command does, with a picture at the end."""
+    monkeypatch.setattr("longarm_edge.lerobot_robot.make_robot_from_config", lambda _: arm)
+
+    def run(plot: Path):
+        values = {"server_address": service.address, "pretrained_name_or_path": "scripted", "metrics_port": 0}
+        settings = EdgeSettings(_env_file=None, duration=0.5, plot=plot, **values)
+        return run_to_exit_code(settings, LeRobotRobot(arm.config, settings.fps), Console(file=io.StringIO()))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("plot", "words"),
+    [
+        ("file/run.png", "file"),
+        ("directory.png", "directory"),
+        ("run.xyz", "Expected a name that ends in one of .*png.* but found .*run.xyz"),
+    ],
+)
+def test_one_that_cannot_be_written_is_refused_before_the_robot_is_touched(
+    run, arm, tmp_path, plot: str, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory.png").mkdir()
+    with pytest.raises(ConfigurationError, match=rf"LONGARM_EDGE_PLOT \(--plot\).*{words}"):
+        run(tmp_path / plot)
+    assert not arm.commands
+
+
+def test_one_that_fails_after_all_costs_a_line_and_nothing_else(run, arm, caplog) -> None:
+    result = run(Path("/dev/full"))
+    assert result.exit_code == exit_codes.DONE
+    assert result.summary.ticks[Tick.ACTION] > 5
+    assert any("no picture" in line and "No space left" in line for line in caplog.messages)
+
+
+def test_it_is_written_where_it_should_be_and_nothing_beside_it(run, tmp_path) -> None:
+    run(tmp_path / "new" / "picture")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture"]
