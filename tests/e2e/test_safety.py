@@ -1,7 +1,7 @@
 """The table of docs/safety.md: each kind of robot against each event, with a real service and LeRobot's interface.
 
-The policy moves the first joint by 1 a tick, and turns wheels at 0.5. What is looked at is the hardware: how far a command
-was from the one before, what drives on, and what becomes of the torque.
+The policy moves the first joint by 1 a tick, and turns wheels at 0.5. What is looked at is the hardware: how far a
+command was from the one before, what drives on, and what becomes of the torque.
 """
 
 import os
@@ -121,7 +121,7 @@ def bench(kind: str, service: RunningService, tmp_path: Path, monkeypatch) -> Be
 
 
 def test_stall(bench: Bench) -> None:
-    """An arm that stood still goes on from where it stands: what a chunk meant for the time of waiting is not skipped."""
+    """An arm that stood still goes on from where it stands: no action is skipped for the time of waiting."""
 
     def stall(run: Run) -> None:
         bench.script.seconds = 1.5
@@ -234,10 +234,16 @@ def test_hung_bus(bench: Bench) -> None:
 
 def test_hung_bus_at_the_end(bench: Bench, monkeypatch) -> None:
     """One signal ends the run, which says that the arm could not be left by rule; the torque stays as it is."""
-    monkeypatch.setattr("longarm_edge.arm.HANG_SECONDS", 1.0)
+    for patience in ("arm.HANG_SECONDS", "arm.CALL_SECONDS", "run.CALL_SECONDS", "planner.HANG_SECONDS"):
+        monkeypatch.setattr(f"longarm_edge.{patience}", 0.3)
     hanging = bench.hardware.hung_bus()
+
+    def hang(run: Run) -> None:
+        hanging.__enter__()
+        until(lambda: run.link_state() is LinkState.STALLED, "noticed", 1.0)
+
     try:
-        result = bench.run(lambda _: hanging.__enter__())
+        result = bench.run(hang)
     finally:
         hanging.__exit__(None, None, None)
     assert result.exit_code == exit_codes.FAILED
@@ -248,8 +254,9 @@ def test_hung_bus_at_the_end(bench: Bench, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("rule", ["hold", "rest"])
-def test_hung_camera(bench: Bench, rule: str) -> None:
+def test_hung_camera(bench: Bench, monkeypatch, rule: str) -> None:
     """A camera that hangs leaves the policy blind: the arm plays what it has, stands, and is left by rule as ever."""
+    monkeypatch.setattr("longarm_edge.planner.HANG_SECONDS", 0.2)
     hanging = bench.hardware.camera.wait.hanging()
 
     def hang(run: Run) -> None:
