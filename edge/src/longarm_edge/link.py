@@ -13,6 +13,8 @@ class LinkState(StrEnum):
     """Chunks arrive in time."""
     DEGRADED = "degraded"
     """No fresh chunk when one was due, and the queue still has actions."""
+    SLOW = "slow"
+    """Chunks arrive, too slowly to join: the arm plays a chunk, stands, and plays the next."""
     STALLED = "stalled"
     """Nothing to execute: the queue is empty or too old."""
     RECONNECTING = "reconnecting"
@@ -22,7 +24,12 @@ class LinkState(StrEnum):
 
 
 # States in which the robot does what the policy says
-HEALTHY = frozenset({LinkState.STREAMING, LinkState.DEGRADED})
+HEALTHY = frozenset({LinkState.STREAMING, LinkState.DEGRADED, LinkState.SLOW})
+
+# An answer that takes so many times as long as usual is overdue
+OVERDUE_TIMES = 2.0
+# What is known of a wanted chunk before anything else is
+UNANSWERED = "The last observation was not answered yet"
 
 
 @dataclass
@@ -33,6 +40,8 @@ class Link:
       max_offline: Seconds that a fresh chunk may be wanted and not come, for whatever reason. After them the link has
         failed.
       degraded_after: Seconds of the same after which it is degraded.
+
+    Both are longer where usual answers take so long: a chunk that comes as it always does is not overdue.
     """
 
     max_offline: float
@@ -40,7 +49,9 @@ class Link:
     _asking_since: float | None = None
     _unreachable: bool = False
     _streamed: bool = False
-    _trouble: str = "The service does not answer"
+    _usual: float = 0.0
+    _slow: bool = False
+    _trouble: str = UNANSWERED
     _failure: str | None = None
 
     def asking(self, now: float) -> None:
@@ -57,6 +68,12 @@ class Link:
         self._streamed = True
         self._asking_since = None
         self._unreachable = False
+        self._trouble = UNANSWERED
+
+    def answers_take(self, usual: float, *, slow: bool = False) -> None:
+        """An answer usually takes so many seconds; slow: so long that the arm stands between chunks."""
+        self._usual = usual
+        self._slow = slow
 
     def reached(self) -> None:
         """The service answered, if only with an error."""
@@ -77,8 +94,7 @@ class Link:
 
     def failure(self, now: float) -> str | None:
         """Returns why the run must end, or None."""
-        asking_since = self._asking_since
-        if self._failure is None and asking_since is not None and now - asking_since > self.max_offline:
+        if self._failure is None and self._overdue(now, self.max_offline):
             self._failure = f"No chunk for more than max_offline={self.max_offline:g} s. {self._trouble}"
         return self._failure
 
@@ -93,8 +109,13 @@ class Link:
             return LinkState.FAILED
         if not self._streamed:
             return LinkState.CONNECTING
+        late = self._unreachable or self._overdue(now, self.degraded_after)
+        if self._slow and not late:
+            return LinkState.SLOW
         if playback_left <= 0:
             return LinkState.RECONNECTING if self._unreachable else LinkState.STALLED
+        return LinkState.DEGRADED if late else LinkState.STREAMING
+
+    def _overdue(self, now: float, after: float) -> bool:
         asking_since = self._asking_since
-        overdue = asking_since is not None and now - asking_since > self.degraded_after
-        return LinkState.DEGRADED if overdue or self._unreachable else LinkState.STREAMING
+        return asking_since is not None and now - asking_since > max(after, OVERDUE_TIMES * self._usual)

@@ -189,11 +189,11 @@ class Run:
             signal.give()
             self._supervision.beat()
 
-        view = SharedView(self.robot, self.clock, settings.fps, lambda: self.queue.next_tick)
+        arm = _Arm(self.robot, settings, self.clock, signals)
+        view = SharedView(self.robot, self.clock, settings.fps, lambda: arm.loop.next_tick if arm.loop else 0)
         sinks = self._watchers.sinks
         observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
         planner = self._planner = self._make_planner(client, session, signal, view if observer else self.robot)
-        arm = _Arm(self.robot, settings, self.clock, signals)
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
         if observer is not None:
@@ -316,6 +316,7 @@ class Run:
             trace=self.trace,
             clock=self.clock,
             fps=settings.fps,
+            actions_per_chunk=settings.actions_per_chunk,
             request_timeout=settings.request_timeout,
             wait_for_tick=signal.wait,
             rtc=rtc,
