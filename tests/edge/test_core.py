@@ -362,7 +362,11 @@ class TestLink:
     def test_what_ends_a_run_is_said_of_what_happened_last(self) -> None:
         link = Link(max_offline=10)
         link.asking(0)
+        link.observed()
         assert (link.failure(10.1) or "").endswith("The last observation was not answered yet")
+        link = Link(max_offline=10)
+        link.asking(0)
+        assert (link.failure(10.1) or "").endswith("The robot has given no observation yet"), "a camera hangs"
         link = Link(max_offline=10)
         link.unreachable("the cable is out")
         link.chunk_arrived()

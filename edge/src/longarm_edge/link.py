@@ -28,7 +28,8 @@ HEALTHY = frozenset({LinkState.STREAMING, LinkState.DEGRADED, LinkState.SLOW})
 
 # An answer that takes so many times as long as usual is overdue
 OVERDUE_TIMES = 2.0
-# What is known of a wanted chunk before anything else is
+# What a chunk waits for, as long as nothing is known to be wrong
+UNOBSERVED = "The robot has given no observation yet"
 UNANSWERED = "The last observation was not answered yet"
 
 
@@ -51,13 +52,16 @@ class Link:
     _streamed: bool = False
     _usual: float = 0.0
     _slow: bool = False
-    _trouble: str = UNANSWERED
+    _awaited: str = UNOBSERVED
+    _trouble: str = ""
     _failure: str | None = None
 
     def asking(self, now: float) -> None:
-        """A fresh chunk is wanted."""
+        """A fresh chunk is wanted, and an observation for it."""
+        self._awaited = UNOBSERVED
         if self._asking_since is None:
             self._asking_since = now
+            self._trouble = ""
 
     def idle(self) -> None:
         """No fresh chunk is wanted after all."""
@@ -68,7 +72,10 @@ class Link:
         self._streamed = True
         self._asking_since = None
         self._unreachable = False
-        self._trouble = UNANSWERED
+
+    def observed(self) -> None:
+        """The robot gave the observation that is to be answered."""
+        self._awaited = UNANSWERED
 
     def answers_take(self, usual: float, *, slow: bool = False) -> None:
         """An answer usually takes so many seconds; slow: so long that the arm stands between chunks."""
@@ -95,7 +102,9 @@ class Link:
     def failure(self, now: float) -> str | None:
         """Returns why the run must end, or None."""
         if self._failure is None and self._overdue(now, self.max_offline):
-            self._failure = f"No chunk for more than max_offline={self.max_offline:g} s. {self._trouble}"
+            self._failure = (
+                f"No chunk for more than max_offline={self.max_offline:g} s. {self._trouble or self._awaited}"
+            )
         return self._failure
 
     def state(self, now: float, playback_left: float) -> LinkState:

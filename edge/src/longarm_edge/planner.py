@@ -154,7 +154,8 @@ class Planner:
             self.session, reading, episode=self.queue.episode, tick=0, timeout=self.warm_up_timeout
         )
         check_chunk(reply.actions, self.session.action_dim)
-        self.link.answers_take(call_seconds)
+        # What comes once, such as compiling, may take longer than any answer is waited for
+        self.link.answers_take(min(call_seconds, self.request_timeout))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -193,6 +194,7 @@ class Planner:
             self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
             return
         observed = self.clock.now()
+        self.link.observed()
         if reading.captured_at is not None:  # it was shared, and is a little older than this question
             captured_at = reading.captured_at
         look = look_at(reading.state, reading.images)

@@ -96,7 +96,7 @@ class Reply:
     Attributes:
       sequence: Of the request.
       episode: Of the request.
-      tick: Tick of the first action.
+      tick: Of the request: the step of the first action.
       actions: float32, shape (steps, action_dim), robot units; not yet checked.
       model_actions: As the policy made them, float32, shape (steps, model_action_dim); not yet checked. None without
         real-time chunking.
@@ -205,7 +205,7 @@ class PolicyClient:
           session: Where to send it.
           reading: The observation; only what the session asks for travels.
           episode: Episode of the observation.
-          tick: Tick that follows the capture.
+          tick: Step that is next at the capture.
           timeout: Deadline in seconds.
           rtc_prefix: What the new chunk is to follow, in a session with real-time chunking.
 
