@@ -34,10 +34,10 @@ def make_loop(clock, robot, **safety) -> ControlLoop:
 
 def fill(loop: ControlLoop, clock, steps: int, *, value: float | None = None) -> None:
     values = np.arange(steps, dtype=np.float32) if value is None else np.full(steps, value, np.float32)
-    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), np.repeat(values[:, None], 3, axis=1)))
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), np.repeat(values[:, None], 3, axis=1)), clock.now())
 
 
-def test_each_action_goes_out_at_its_tick(clock, robot) -> None:
+def test_an_action_goes_out_at_each_tick(clock, robot) -> None:
     loop = make_loop(clock, robot)
     fill(loop, clock, 30)
     loop.run(30)
@@ -60,9 +60,20 @@ def test_after_a_long_sleep_ticks_are_given_up_and_counted_rather_than_run_in_a_
     loop = make_loop(clock, robot)
     fill(loop, clock, 50)
     loop.run(20)
-    # Tick 1 wakes at 0.533 s, in the period of tick 16: ticks 2 to 15 are over
-    assert [int(command[0]) for _, command in robot.sent] == [0, 1, 16, 17, 18, 19]
+    # Tick 1 wakes at 0.533 s, in the period of tick 16: ticks 2 to 15 are over. The plan waited: the arm does not leap
+    assert [int(command[0]) for _, command in robot.sent] == [0, 1, 2, 3, 4, 5]
+    assert [record.tick for record in loop.trace.ticks] == [0, 1, 16, 17, 18, 19]
     assert loop.trace.tick_counts[Tick.SKIPPED] == 14
+
+
+def test_what_is_seen_belongs_to_the_tick_to_come_whether_the_arm_moves_or_not(clock, robot) -> None:
+    clock.oversleep = [0.0, 0.0, 0.0, 0.1]
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 2)
+    seen = []
+    loop.after_tick = lambda: seen.append(loop.next_tick)
+    loop.run(8)
+    assert seen == [1, 2, 3, 6, 7, 8]
 
 
 @pytest.mark.parametrize(("rule", "expected"), [(IdleRule.HOLD, []), (IdleRule.REPEAT_LAST, [7, 7])])
@@ -101,7 +112,7 @@ def test_old_actions_are_not_executed(clock, robot) -> None:
     clock.time += 3.5
     loop.run(5)
     assert robot.sent == []
-    assert loop.trace.tick_counts == {Tick.STALE: 5}
+    assert loop.trace.tick_counts == {Tick.STALE: 1, Tick.IDLE: 4}, "found too old, and gone"
 
 
 def test_a_jump_is_walked_in_steps(clock, robot) -> None:

@@ -43,6 +43,7 @@ class ControlLoop:
       stop_reason: Returns why to stop, or None to go on. Called once a tick.
       first_command: The first command that went out, shape (action_dim); None before it.
       last_tick_at: When the last tick ended, None before the first.
+      next_tick: The tick that what is seen now belongs to.
       executed: Told what each tick did. Must not block.
     """
 
@@ -57,14 +58,14 @@ class ControlLoop:
     stop_reason: Callable[[float], str | None]
     first_command: np.ndarray | None = None
     last_tick_at: float | None = None
+    next_tick: int = 0
     executed: Callable[[Executed], None] = lambda _: None
     _cancelled: bool = False
 
     def run(self, max_ticks: int | None = None) -> str:
         """Runs ticks from 0 until there is a reason to stop, which it returns.
 
-        Tick 0 is due at once. Call it when the first chunk is in the queue: the arm has not moved since that chunk's
-        observation, so that the chunk begins where the arm stands.
+        Tick 0 is due at once. Ticks are periods: they go by whether the arm moves or not, and the plan's steps do not.
         """
         schedule = Schedule(self.clock.now(), self.fps)
         tick = 0
@@ -76,7 +77,7 @@ class ControlLoop:
                 return reason
             outcome, age, chunk = self._execute(tick)
             sent_at = self.clock.now()
-            following = schedule.after(tick, sent_at)
+            following = self.next_tick = schedule.after(tick, sent_at)
             lateness = max(0.0, sent_at - schedule.due(tick))
             record = TickRecord(tick, sent_at, lateness, outcome, self.queue.depth(), age)
             self.trace.tick(record, skipped=following - tick - 1)
@@ -89,7 +90,8 @@ class ControlLoop:
     def _execute(self, tick: int) -> tuple[Tick, float | None, int | None]:
         """Returns how the tick ended, and the age and the chunk of its action."""
         now = self.clock.now()
-        action, expired = self.queue.take(tick, now)
+        self.next_tick = tick + 1
+        action, expired = self.queue.take(now)
         if action is None:
             self._idle()
             return (Tick.STALE if expired else Tick.IDLE), None, None

@@ -32,6 +32,10 @@ class UnreachableError(Exception):
     """The service did not answer: no connection, a dead link, or no reply before the deadline."""
 
 
+class LateError(UnreachableError):
+    """No reply before the deadline: a dead link, or a policy that takes longer."""
+
+
 @dataclass(frozen=True)
 class PolicyChoice:
     """What to ask the service for; fields as in OpenSessionRequest."""
@@ -92,7 +96,7 @@ class Reply:
     Attributes:
       sequence: Of the request.
       episode: Of the request.
-      tick: Tick of the first action.
+      tick: Of the request: the step of the first action.
       actions: float32, shape (steps, action_dim), robot units; not yet checked.
       model_actions: As the policy made them, float32, shape (steps, model_action_dim); not yet checked. None without
         real-time chunking.
@@ -201,7 +205,7 @@ class PolicyClient:
           session: Where to send it.
           reading: The observation; only what the session asks for travels.
           episode: Episode of the observation.
-          tick: Tick that follows the capture.
+          tick: Step that is next at the capture.
           timeout: Deadline in seconds.
           rtc_prefix: What the new chunk is to follow, in a session with real-time chunking.
 
@@ -381,7 +385,7 @@ def _translated(error: grpc.RpcError, address: str, timeout: float) -> Unreachab
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     details = error.details() if isinstance(error, grpc.Call) else str(error)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return UnreachableError(f"The service at {address} did not answer within {round(timeout, 1):g} s")
+        return LateError(f"The service at {address} did not answer within {round(timeout, 1):g} s")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return UnreachableError(f"The service at {address} is out of reach: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:

@@ -194,12 +194,12 @@ class Run:
             signal.give()
             self._supervision.beat()
 
-        view = SharedView(self.robot, self.clock, settings.fps, lambda: self.queue.next_tick)
+        arm = self._arm = Arm(self.robot, self._motion, settings.fps, self.clock, signals)
+        view = SharedView(self.robot, self.clock, settings.fps, lambda: arm.loop.next_tick if arm.loop else 0)
         sinks = self._watchers.sinks
         observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
         seen = view if observer is not None else self.robot
         planner = self._planner = self._make_planner(client, session, signal, seen)
-        arm = self._arm = Arm(self.robot, self._motion, settings.fps, self.clock, signals)
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
         if observer is not None:
@@ -350,6 +350,7 @@ class Run:
             trace=self.trace,
             clock=self.clock,
             fps=settings.fps,
+            actions_per_chunk=settings.actions_per_chunk,
             request_timeout=settings.request_timeout,
             wait_for_tick=signal.wait,
             rtc=rtc,

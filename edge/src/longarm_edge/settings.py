@@ -73,7 +73,8 @@ class SafetySettings(BaseModel):
     """The state that tells where a joint stands, where its name is not the action's, as JSON: {"elbow.goal":
     "elbow.pos"}; null where no state does: max_step then begins with the first command."""
     max_offline: Positive = 60.0
-    """Seconds that a fresh chunk may be wanted and not come, for whatever reason, before the run ends as failed."""
+    """Seconds that a fresh chunk may be wanted and not come, for whatever reason, before the run ends as failed. Longer
+    if two answers usually take longer."""
     pose_file: Path | None = None
     """Where the pose at the start is kept while the arm is in the run's hands, so that `longarm-edge leave` can apply
     on_stop to an arm whose run was killed. Unset: nowhere."""
@@ -85,7 +86,7 @@ class RtcSettings(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     execution_horizon: Annotated[int, Field(ge=1)] = RtcConfig.execution_horizon
-    """Ticks over which a new chunk follows the old one. Should be more than a chunk takes to come. The next chunk is
+    """Actions over which a new chunk follows the old one. Should be more than a chunk takes to come. The next chunk is
     asked for when no more actions than this are left."""
     max_guidance_weight: Positive = RtcConfig.max_guidance_weight
     """Upper bound of how strongly the policy is guided."""
@@ -156,11 +157,12 @@ class EdgeSettings(ProcessSettings):
     """Most actions to take of each chunk. 0: all that the policy gives."""
     replan: Replan = Replan.AUTO
     """When to ask for a fresh chunk: auto (a short rest after the last one came, whatever the link), threshold, or
-    continuous (as soon as the last one came)."""
+    continuous (as soon as the last one came). Where an answer takes as long as a chunk lasts: when the last one is
+    played."""
     chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """With replan=threshold: ask when queue depth / chunk size is at most this."""
     aggregate_fn_name: AggregateName = AggregateName.LATEST_ONLY
-    """How old and new actions for one tick become one: latest_only, weighted_average, average or conservative; or rtc,
+    """How old and new actions for one step become one: latest_only, weighted_average, average or conservative; or rtc,
     real-time chunking, for policies that support it (smolvla, pi0, pi05 and others)."""
     rtc: RtcSettings = RtcSettings()
     similarity_tolerance: Annotated[float, Field(ge=0)] = 1.0
@@ -178,8 +180,8 @@ class EdgeSettings(ProcessSettings):
     connect_timeout: Positive = 60.0
     """Seconds to wait for the service at start."""
     request_timeout: Positive = 5.0
-    """Longest deadline of one prediction, in seconds. Once it is known what one usually takes, the deadline is four
-    times that, and a second at least."""
+    """Longest deadline of one prediction, in seconds: more than the policy takes. Once it is known what one usually
+    takes, the deadline is four times that, and a second at least."""
     load_timeout: Positive = 900.0
     """Deadline of loading the policy, in seconds."""
     safety: SafetySettings = SafetySettings()
