@@ -1,5 +1,6 @@
 """A clock and a robot for tests of the edge's core: time moves only when somebody sleeps, commands are kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +45,7 @@ class RecordingRobot:
     def connect(self, *, configure: bool = True) -> None:
         self.connected = True
 
-    def observe(self) -> RobotReading:
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         return RobotReading(np.zeros(3, np.float32), {"front": np.zeros((48, 64, 3), np.uint8)})
 
     def send(self, command: np.ndarray) -> None:

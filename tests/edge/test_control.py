@@ -101,7 +101,7 @@ def test_where_it_is_not_known_where_a_joint_stands_the_first_command_is_the_pol
     loop = make_loop(clock, robot, max_step=2.0, pose_names={"lift": None})
     loop.last_command = np.array([np.nan, 90, 90], np.float32)
     values = np.array([[91, 91, 95], [99, 91, 95]], np.float32)
-    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), values))
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), values), clock.now())
     loop.run(2)
     assert [command.tolist() for _, command in robot.sent] == [[91, 91, 92], [93, 91, 94]]
 

@@ -94,6 +94,16 @@ class TestReplan:
         some.add(3.0)
         assert not replanner.wants(30, 30, playback_left=1.0, trips=some, rested=0.0), "five of nine: it became slow"
 
+    def test_what_slow_answers_take_is_not_told_by_one(self) -> None:
+        """A bus that hung once must not make the policy look slow, nor a person look for a faster GPU."""
+        trips = RoundTrips()
+        assert trips.slow_ones() is None
+        for seconds in (0.1, 0.1, 0.8, 0.1, 0.1):
+            trips.add(seconds)
+        assert trips.slow_ones() == pytest.approx(0.1)
+        trips.add(0.7)
+        assert trips.slow_ones() == pytest.approx(0.7)
+
     def test_p95_is_of_recent_round_trips(self) -> None:
         trips = RoundTrips(window=20)
         assert trips.p95() is None

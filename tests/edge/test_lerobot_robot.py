@@ -126,3 +126,32 @@ def test_a_robot_that_connects_without_a_word_about_calibration(tmp_path: Path, 
     with pytest.raises(ConnectionError, match=r"gave no value for arm_shoulder_pan.pos"):
         robot.observe()
     monkeypatch.setattr(LeKiwiClient, "_is_connected", False)
+
+
+def test_the_step_of_a_reading_is_told_when_no_command_is_on_its_way(tmp_path, monkeypatch) -> None:
+    """Told before the turn came, a command would go out in between, and the chunk would leap by a step."""
+    robot = make_robot(
+        {"type": "so101_follower"}, ["--robot.port=/dev/null", f"--robot.calibration_dir={tmp_path}"], 30
+    )
+    slow, steps = Slow(), [7]
+    monkeypatch.setattr(robot.lerobot, "get_observation", slow.get_observation)
+    sending, sent = threading.Event(), threading.Event()
+
+    def send(_: dict[str, float]) -> None:
+        sending.set()
+        sent.wait(5)
+        steps[0] = 8
+
+    monkeypatch.setattr(robot.lerobot, "send_action", send)
+    writer = threading.Thread(target=robot.send, args=(np.zeros(6, np.float32),))
+    writer.start()
+    assert sending.wait(5)
+    readings: list[int] = []
+    reader = threading.Thread(target=lambda: readings.append(robot.observe(lambda: steps[0]).step))
+    reader.start()
+    reader.join(0.2)
+    slow.go_on.set()
+    sent.set()
+    writer.join(5)
+    reader.join(5)
+    assert readings == [8]

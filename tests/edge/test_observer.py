@@ -1,6 +1,7 @@
 """What becomes a frame, what is shared with the planner, and that nobody waits for a slow consumer."""
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,10 +21,10 @@ def executed(tick: int, at: float, next_due: float = 1e9) -> Executed:
 def view_of(robot, clock, ticks: list[int], seconds: float = 0.0) -> SharedView:
     observe = robot.observe
 
-    def slow() -> RobotReading:
+    def slow(next_step: Callable[[], int]) -> RobotReading:
         clock.time += seconds
         ticks[1] += 1
-        return observe()
+        return observe(next_step)
 
     robot.observe = slow
     return SharedView(robot, clock, FPS, lambda: ticks[0])

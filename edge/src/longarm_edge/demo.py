@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -104,8 +104,8 @@ class _Remembering:
     def connect(self, *, configure: bool = True) -> None:
         self._robot.connect(configure=configure)
 
-    def observe(self) -> RobotReading:
-        self.last_reading = self._robot.observe()
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
+        self.last_reading = self._robot.observe(next_step)
         return self.last_reading
 
     def send(self, command: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import logging
 import pkgutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,12 +147,13 @@ class LeRobotRobot:
                 )
             self._ready = True
 
-    def observe(self) -> RobotReading:
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         """Returns what the robot sees and feels now. Commands wait for its motors at most, never for a camera."""
         with self._observing:
             for camera in self._cameras:
                 camera.capture()
             with self._turns.take(), serving(self._cameras):
+                step = next_step()
                 raw = self._robot.get_observation()
         missing = [name for name in (*self.spec.state_names, *(c.name for c in self.spec.cameras)) if name not in raw]
         if missing:
@@ -160,6 +161,7 @@ class LeRobotRobot:
         return RobotReading(
             state=np.array([raw[name] for name in self.spec.state_names], np.float32),
             images={camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras},
+            step=step,
         )
 
     def send(self, command: np.ndarray) -> None:

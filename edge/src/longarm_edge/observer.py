@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from longarm_edge.robot import Observed, RobotReading
+from longarm_edge.robot import Robot, RobotReading
 from longarm_edge.schedule import Clock
 
 logger = logging.getLogger(__name__)
@@ -88,15 +88,27 @@ class SharedView:
     Without it a period would have two captures, and the second might reach into the next tick.
     """
 
-    def __init__(self, robot: Observed, clock: Clock, fps: float, next_tick: Callable[[], int]) -> None:
-        """Looks through robot; next_tick returns the tick that an observation captured now belongs to."""
+    def __init__(
+        self,
+        robot: Robot,
+        clock: Clock,
+        fps: float,
+        next_tick: Callable[[], int],
+        next_step: Callable[[], int] = lambda: 0,
+        kept: int = CAPTURES_SHARED,
+    ) -> None:
+        """Looks through robot, and keeps so many captures.
+
+        An observation captured now belongs to the tick and the step that next_tick and next_step return.
+        """
         self._robot = robot
         self._clock = clock
         self._period = 1 / fps
         self._next_tick = next_tick
+        self._next_step = next_step
         self._lock = threading.Lock()
         # More than the last: the planner may capture for the next tick before the observer has looked at this one
-        self._captures: deque[_Capture] = deque(maxlen=CAPTURES_SHARED)
+        self._captures: deque[_Capture] = deque(maxlen=kept)
         self._seconds: deque[float] = deque(maxlen=CAPTURES_KEPT)
 
     def observe(self) -> RobotReading:
@@ -106,7 +118,7 @@ class SharedView:
             last = self._captures[-1] if self._captures else None
             if last is not None and last.tick == tick and started - last.started < self._period:
                 return last.reading
-            reading = replace(self._robot.observe(), captured_at=started)
+            reading = replace(self._robot.observe(self._next_step), captured_at=started)
             finished = self._clock.now()
             self._seconds.append(finished - started)
             self._captures.append(_Capture(tick, started, finished, reading))

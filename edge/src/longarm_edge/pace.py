@@ -9,7 +9,7 @@ class Pace:
 
     Attributes:
       typical: What most answers take from capture to merge, in seconds.
-      slowest: What the slow ones take: the 95th percentile.
+      slowest: What the slow ones take, if there is more than one of them.
       chunk_size: Actions of a chunk.
       limit: What actions_per_chunk limits a chunk to; 0: nothing.
       fps: Steps per second while the arm moves.

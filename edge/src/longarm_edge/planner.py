@@ -211,8 +211,10 @@ class Planner:
             self.link.idle()
             self.trace.observation(Observation.FILTERED)
             return
-        prefix = self.rtc.prefix(outlook.coming, p95) if self.rtc is not None else None
-        answer = self._predict(reading, outlook.episode, outlook.step, prefix)
+        # What went out before the motors were read is behind the observation
+        coming = outlook.coming[max(0, reading.step - outlook.step) :]
+        prefix = self.rtc.prefix(coming, p95) if self.rtc is not None else None
+        answer = self._predict(reading, outlook.episode, reading.step, prefix)
         if answer is None or self._stopping.is_set():
             return
         reply, encode_seconds, call_seconds = answer
@@ -228,7 +230,7 @@ class Planner:
             outlook.epoch,
             reply.episode,
             reply.sequence,
-            outlook.step,
+            reading.step,
             captured_at,
             reply.actions,
             reply.model_actions,
@@ -266,11 +268,11 @@ class Planner:
 
     def _judge_pace(self) -> None:
         """Lets the link know what answers take, and says once if the arm has to stand between them."""
-        typical, slowest = self.round_trips.typical(), self.round_trips.p95()
-        assert typical is not None and slowest is not None, "an answer comes first"  # noqa: S101, PT018
-        age, limit = self.queue.max_action_age, self.actions_per_chunk
+        trips, age, limit = self.round_trips, self.queue.max_action_age, self.actions_per_chunk
+        typical, slowest, usual = trips.typical(), trips.slow_ones(), trips.p95()
+        assert typical is not None and slowest is not None and usual is not None, "an answer comes first"  # noqa: S101, PT018
         pace = Pace(typical, slowest, self.session.chunk_size, limit, self.fps, age)
-        self.link.answers_take(slowest, slow=pace.slow)
+        self.link.answers_take(usual, slow=pace.slow)
         self._slow_answers = self._slow_answers + 1 if pace.slow else 0
         if self._slow_answers == ANSWERS_TO_JUDGE_BY and not self._slowness_told:
             self._slowness_told = True

@@ -27,6 +27,8 @@ REST_TICKS = 2
 # Recent answers whose median is what one typically takes: four outliers in a row do not change how is planned, and five
 # slow answers do
 TYPICAL_OF = 9
+# Recent answers of which two that are slow tell that some are
+SLOW_OF = 20
 
 
 class RoundTrips:
@@ -48,6 +50,11 @@ class RoundTrips:
     def typical(self) -> float | None:
         """Returns the median of the last TYPICAL_OF, or None before the first round trip."""
         return float(np.median(list(self._seconds)[-TYPICAL_OF:])) if self._seconds else None
+
+    def slow_ones(self) -> float | None:
+        """Returns the second longest of the last SLOW_OF, or None before the first. The longest may be chance."""
+        recent = sorted(list(self._seconds)[-SLOW_OF:])
+        return recent[-2] if len(recent) > 1 else recent[-1] if recent else None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The boundary to a robot: names, arrays and a few calls."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -18,11 +18,13 @@ class RobotReading:
       state: float32, shape (state_names), robot units.
       images: RGB frames by camera, uint8, shape (height, width, 3).
       captured_at: When the capture began, seconds on the monotonic clock; None where whoever asked knows it best.
+      step: The step that came next when the motors were read.
     """
 
     state: np.ndarray
     images: Mapping[str, np.ndarray]
     captured_at: float | None = None
+    step: int = 0
 
 
 class Torque(StrEnum):
@@ -42,11 +44,11 @@ class Observed(Protocol):
     """What can be looked at."""
 
     def observe(self) -> RobotReading:
-        """Returns what the robot sees and feels now."""
+        """Returns what can be seen and felt now."""
         ...
 
 
-class Robot(Observed, Protocol):
+class Robot(Protocol):
     """A robot. Calls may come from any thread; the implementation lets one at a time reach the motors."""
 
     spec: RobotSpec
@@ -60,6 +62,15 @@ class Robot(Observed, Protocol):
 
         Raises:
           ConnectionError: It does not answer or is not calibrated.
+        """
+        ...
+
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
+        """Returns what the robot sees and feels now.
+
+        Args:
+          next_step: Tells the step of the reading. Called when the motors are about to be read, and no command is on
+            its way to them.
         """
         ...
 

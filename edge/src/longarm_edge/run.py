@@ -23,7 +23,7 @@ from longarm_edge.link import HEALTHY, Link, LinkState
 from longarm_edge.metrics import EdgeMetrics
 from longarm_edge.motion import Motion
 from longarm_edge.observation_filter import ObservationFilter
-from longarm_edge.observer import Observer, SharedView
+from longarm_edge.observer import CAPTURES_SHARED, Observer, SharedView
 from longarm_edge.planner import PAUSE_CAP, Planner
 from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.priority import ahead_of_others
@@ -195,11 +195,17 @@ class Run:
             self._supervision.beat()
 
         arm = self._arm = Arm(self.robot, self._motion, settings.fps, self.clock, signals)
-        view = SharedView(self.robot, self.clock, settings.fps, lambda: arm.loop.next_tick if arm.loop else 0)
+        view = SharedView(
+            self.robot,
+            self.clock,
+            settings.fps,
+            next_tick=lambda: arm.loop.next_tick if arm.loop else 0,
+            next_step=lambda: self.queue.next_step,
+            kept=CAPTURES_SHARED if self._watchers.sinks else 1,
+        )
         sinks = self._watchers.sinks
         observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
-        seen = view if observer is not None else self.robot
-        planner = self._planner = self._make_planner(client, session, signal, seen)
+        planner = self._planner = self._make_planner(client, session, signal, view)
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
         if observer is not None:
