@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 
 from longarm_edge.tunnel import keys, tether
@@ -37,6 +38,8 @@ SHELL_TIMEOUT = 2.0
 # What ssh says in any case: not kept
 _NO_NEWS = ("debug1: ", "Transferred: ", "Bytes per second: ")
 _OPEN_FAILED = re.compile(r"^channel (\d+): open failed: ([a-z ]+)")
+# ssh's own question about a file on this machine. Since 8.5 it puts (user@host) before what a server asks
+_ASKS_PASSPHRASE = re.compile(r"Enter passphrase for key '.*': ", re.DOTALL)
 _CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port (\d+) for ")
 
 # What ssh says, and what it means. The first that is found counts
@@ -113,14 +116,14 @@ class _Call:
 
     def __init__(self, route: Route) -> None:
         self._route = route
-        self._target = ""
+        self._password_given = False
+        self.process_id: Future[int] = Future()
         self.direct = False
         self.logged_in = ""
         self.connection: socket.socket | None = None
 
     def learn(self, effective: dict[str, str]) -> None:
         """Takes in what ssh makes of its configuration."""
-        self._target = f"{effective.get('user', '')}@{effective.get('hostname', '')}"
         self.direct = all(effective.get(name, "none") == "none" for name in ("proxyjump", "proxycommand"))
         # A jump host's ssh says the like of itself
         how = "[" if self.direct else "via proxy"
@@ -138,13 +141,18 @@ class _Call:
             trusted = [key]
         return "".join(f"{name} {key.key_type} {key.body}\n" for key in trusted)
 
-    def secret(self, prompt: str) -> str | None:
-        """Returns the passphrase, or the password if it is the target that asks for it."""
-        if "passphrase" in prompt.lower():
+    def secret(self, asker: str, prompt: str) -> str | None:
+        """Returns the passphrase, or once the password.
+
+        A server may ask whatever it likes. What it has no say in is which process passes its question on: for a jump
+        host that is an ssh of its own, and the target's is the one that we started.
+        """
+        if _ASKS_PASSPHRASE.fullmatch(prompt):
             return self._route.settings.read_passphrase() or None
-        if self._target in prompt:
-            return self._route.settings.read_password() or None
-        return None
+        if int(asker) != self.process_id.result() or self._password_given:
+            return None
+        self._password_given = True
+        return self._route.settings.read_password() or None
 
     def dial(self, host: str, port: str) -> socket.socket:
         """Returns a connection for ssh. Ours stays open beside it, to count bytes."""
@@ -181,6 +189,7 @@ class OpensshLink:
             env=environment,
             start_new_session=True,
         )
+        call.process_id.set_result(self._process.pid)
         self._threads = [
             threading.Thread(target=target, name=f"ssh-{target.__name__.strip('_')}", daemon=True)
             for target in (self._read, self._wait)
@@ -324,6 +333,8 @@ def _config(settings: SshSettings, questions: Questions) -> str:
             "LogLevel DEBUG1",  # below it, ssh does not say which forward it was that failed
             *([] if settings.agent else ["IdentityAgent none"]),
             *(f'Include "{file}"' for file in files),
+            # The password goes once, so first to who asks for nothing else
+            "PreferredAuthentications gssapi-with-mic,hostbased,publickey,password,keyboard-interactive",
             "",
         ]
     )
