@@ -111,6 +111,7 @@ class LocalSshd:
         config.write_text(
             "\n".join(
                 [
+                    "MaxStartups 100",  # the one option of which the last line counts
                     *self.options,
                     f"Port {self.port}",
                     "ListenAddress 127.0.0.1",
@@ -123,7 +124,6 @@ class LocalSshd:
                     "KbdInteractiveAuthentication no",
                     "PermitRootLogin yes",
                     "PrintMotd no",
-                    "MaxStartups 100",
                     "SetEnv SHLVL=2",  # bash would run the user's .bashrc, which is no business of a test
                     "LogLevel VERBOSE",
                     "",
