@@ -31,6 +31,8 @@ READY = "LONGARM-TUNNEL-READY"
 REMOTE_COMMAND = f"echo {READY}; exec cat >/dev/null"
 # ssh's own failures; any other code is the remote command's
 SSH_FAILED = 255
+# ssh's own question about a file on this machine. Since 8.5 it puts (user@host) before what a server asks
+ASKS_PASSPHRASE = re.compile(r"Enter passphrase for key '.*': ")
 SESSION_REFUSED = re.compile(r"^channel \d+: open failed|request failed on channel")
 # Seconds to learn whether the account runs commands. A shell that takes longer to start, with conda in its profile say,
 # holds up nothing: the ports are forwarded by then
@@ -38,8 +40,6 @@ SHELL_TIMEOUT = 2.0
 # What ssh says in any case: not kept
 _NO_NEWS = ("debug1: ", "Transferred: ", "Bytes per second: ")
 _OPEN_FAILED = re.compile(r"^channel (\d+): open failed: ([a-z ]+)")
-# ssh's own question about a file on this machine. Since 8.5 it puts (user@host) before what a server asks
-_ASKS_PASSPHRASE = re.compile(r"Enter passphrase for key '.*': ", re.DOTALL)
 _CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port (\d+) for ")
 
 
@@ -129,7 +129,7 @@ class _Call:
         Raises:
           PermanentTunnelError: The password has expired.
         """
-        if _ASKS_PASSPHRASE.fullmatch(prompt):
+        if ASKS_PASSPHRASE.fullmatch(prompt):
             return self._route.settings.read_passphrase() or None
         if int(asker) != self.process_id.result():
             return None
@@ -318,7 +318,7 @@ def _config(settings: SshSettings, questions: Questions) -> str:
             "LogLevel DEBUG1",  # below it, ssh does not say which forward it was that failed
             *([] if settings.agent else ["IdentityAgent none"]),
             *(f'Include "{file}"' for file in files),
-            # The password goes once, so first to who asks for nothing else
+            # The password is given once: rather to who takes just that than to who may ask for anything
             "PreferredAuthentications gssapi-with-mic,hostbased,publickey,password,keyboard-interactive",
             "",
         ]

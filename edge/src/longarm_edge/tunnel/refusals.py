@@ -11,7 +11,6 @@ from longarm_edge.tunnel.settings import SshSettings
 TURNED_AWAY = re.compile(r"Exceeded MaxStartups|Not allowed at this time")
 # sshd, PAM and passwd, each in its own words
 PASSWORD_EXPIRED = re.compile(r"password has expired|required to change your password|password change required", re.I)
-
 # The ways to log in by password, in the words of SSH
 BY_PASSWORD = frozenset({"password", "keyboard-interactive"})
 
@@ -41,8 +40,8 @@ def password_expired(settings: SshSettings) -> PermanentTunnelError:
     command = shlex.join(["ssh", *port, f"{settings.user}@{settings.host}" if settings.user else settings.host])
     return PermanentTunnelError(
         Cause.AUTHENTICATION,
-        f"The password of the account has expired, and until it is changed the SSH server allows nothing else. Change "
-        f"it by {command} and put the new one into LONGARM_EDGE_SSH__PASSWORD_FILE.",
+        "The password of the account has expired, and until it is changed the SSH server allows nothing else. Change "
+        f"it by {command} and, where Longarm logs in by it, in LONGARM_EDGE_SSH__PASSWORD_FILE.",
     )
 
 

@@ -53,7 +53,7 @@ class SshSettings(BaseModel):
     """Private key, the only one to offer. Unset: those of the agent and of the SSH configuration file, else
     ~/.ssh/id_ed25519, id_ecdsa and id_rsa."""
     passphrase: SecretStr = SecretStr("")
-    """Passphrase of the private key."""
+    """Passphrase of the private key. Goes to no server."""
     passphrase_file: Path | None = None
     """File whose first line is the passphrase."""
     password: SecretStr = SecretStr("")
