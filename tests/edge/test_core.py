@@ -399,6 +399,7 @@ class TestRepeats:
         assert repeats.lets_through("gone")
         assert not repeats.lets_through("gone")
         assert repeats.lets_through("refused")
+        assert not repeats.lets_through("gone"), "they may take turns"
         time = 31
         assert repeats.lets_through("refused")
         assert not repeats.lets_through("refused")

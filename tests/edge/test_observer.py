@@ -1,7 +1,9 @@
 """What becomes a frame, what is shared with the planner, and that nobody waits for a slow consumer."""
 
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,3 +112,18 @@ def test_a_consumer_that_does_not_keep_up_is_never_waited_for() -> None:
     pipe._process.kill()
     with pytest.raises(FramePipeError, match="ended with -9"):
         pipe.close(10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the environment of a process in /proc")
+def test_the_process_at_the_other_end_inherits_no_settings(monkeypatch) -> None:
+    """It may start programs of others in turn, such as Rerun's viewer."""
+    monkeypatch.setenv("LONGARM_EDGE_SSH__PASSWORD", "hunter2-and-more")
+    pipe = FramePipe("this", {}, capacity=3)
+    pipe._command = ["sleep", "60"]
+    pipe.start()
+    environment = Path(f"/proc/{pipe._process.pid}/environ").read_bytes()
+    pipe._process.kill()
+    with pytest.raises(FramePipeError):
+        pipe.close(10)
+    assert b"PATH=" in environment
+    assert b"LONGARM_" not in environment

@@ -42,7 +42,7 @@ from longarm_edge.tunnel.terminal import asker
 from longarm_edge.watchers import Watchers
 from longarm_wire import exit_codes
 from longarm_wire.errors import WireError
-from longarm_wire.http import HttpEndpoint
+from longarm_wire.http import HttpEndpoint, not_listening
 from longarm_wire.notify import Notifier
 from longarm_wire.settings import ConfigurationError
 
@@ -118,7 +118,7 @@ class Run:
                 settings.metrics_host, settings.metrics_port, self.metrics.registry, {"/healthz": self._healthz}
             )
         except OSError as error:
-            raise ConfigurationError([f"LONGARM_EDGE_METRICS_PORT (--metrics_port): {error.strerror}"]) from error
+            raise ConfigurationError([not_listening(error, "LONGARM_EDGE_METRICS")]) from error
 
     def __call__(self) -> RunResult:
         """Runs until the duration is over, a signal, or a failure. The arm is left by rule in every case.

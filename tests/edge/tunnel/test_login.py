@@ -100,7 +100,7 @@ def test_the_agent_opens_a_key_whose_passphrase_is_not_set(lab, agent, tmp_path:
 
 
 def test_no_key_and_no_password_says_so(lab) -> None:
-    sshd = lab.sshd()
+    sshd = lab.sshd(options=["PasswordAuthentication yes"])
     config = lab.directory / "config"
     config.write_text("IdentityFile /nowhere\n")
     settings = lab.settings(sshd, key_file=None, config_file=config)

@@ -22,6 +22,11 @@ KNOWN_PREFIXES = ("LONGARM_EDGE_", "LONGARM_SERVICE_", "LONGARM_SSHD_")
 _NOT_DECODED = ("dict_type", "list_type", "tuple_type", "set_type")
 
 
+def environment_for_others() -> dict[str, str]:
+    """Returns this process's environment without settings, secrets among them: for any program that it starts."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("LONGARM_")}
+
+
 class ConfigurationError(Exception):
     """The process can never start as configured.
 
@@ -58,7 +63,7 @@ class ProcessSettings(BaseSettings):
 
         Raises:
           ConfigurationError: A value is invalid, or a LONGARM_* variable is unknown.
-          SystemExit: 2 on an unknown flag, 0 after --help.
+          SystemExit: 2 on an unknown flag and on a secret as a flag, 0 after --help.
         """
         flags = parse(cls, arguments, program)
         unknown = cls._unknown_variables()
@@ -131,7 +136,8 @@ class ProcessSettings(BaseSettings):
                 # The input of a group may hold a secret
                 lines.setdefault(".".join(parts), []).append(message)
                 continue
-            where = f"{prefix}{path.upper()} (--{path.replace('__', '.')})"
+            flag = "" if is_secret(known[path]) else f" (--{path.replace('__', '.')})"
+            where = f"{prefix}{path.upper()}{flag}"
             if problem["type"] in _NOT_DECODED and isinstance(problem["input"], str):
                 message += " written as JSON"
             # A check of our own may have said what it found, in better words than the value
@@ -163,8 +169,8 @@ def reference(settings: type[ProcessSettings], program: str) -> str:
         text = written(value).replace("|", "\\|")
         shown = "(required)" if value is PydanticUndefined else f"`{text}`" if text else ""
         meaning = " ".join((info.description or "").split()).replace("|", "\\|")
-        flag = name.replace("__", ".")
-        rows.append(f"| `{prefix}{name.upper()}` | `--{flag}` | {shown} | {meaning} |")
+        flag = "" if is_secret(info) else f"`--{name.replace('__', '.')}`"
+        rows.append(f"| `{prefix}{name.upper()}` | {flag} | {shown} | {meaning} |")
     return f"## `{program}`\n\n" + "\n".join(rows) + "\n"
 
 
@@ -173,4 +179,4 @@ def _printable(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-__all__ = ["ConfigurationError", "ProcessSettings", "reference"]
+__all__ = ["ConfigurationError", "ProcessSettings", "environment_for_others", "reference"]

@@ -16,9 +16,10 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 
-from longarm_edge.tunnel import keys, tether
+from longarm_edge.tunnel import keys, refusals, sayings, tether
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
 from longarm_edge.tunnel.host_keys import HostKey, host_name
 from longarm_edge.tunnel.link import Route, dial, forward_refused, nothing_listens, tcp_traffic
@@ -30,6 +31,8 @@ READY = "LONGARM-TUNNEL-READY"
 REMOTE_COMMAND = f"echo {READY}; exec cat >/dev/null"
 # ssh's own failures; any other code is the remote command's
 SSH_FAILED = 255
+# ssh's own question about a file on this machine. Since 8.5 it puts (user@host) before what a server asks
+ASKS_PASSPHRASE = re.compile(r"Enter passphrase for key '.*': ")
 SESSION_REFUSED = re.compile(r"^channel \d+: open failed|request failed on channel")
 # Seconds to learn whether the account runs commands. A shell that takes longer to start, with conda in its profile say,
 # holds up nothing: the ports are forwarded by then
@@ -38,27 +41,6 @@ SHELL_TIMEOUT = 2.0
 _NO_NEWS = ("debug1: ", "Transferred: ", "Bytes per second: ")
 _OPEN_FAILED = re.compile(r"^channel (\d+): open failed: ([a-z ]+)")
 _CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port (\d+) for ")
-
-# What ssh says, and what it means. The first that is found counts
-_SAYINGS = (
-    (r"Permission denied \(|Too many authentication failures|No more authentication methods", Cause.AUTHENTICATION),
-    (r"^channel \d+: open failed: administratively prohibited", Cause.FORWARD_REFUSED),
-    (r"^channel \d+: open failed", Cause.TCP),
-    (r"Could not resolve hostname", Cause.DNS),
-    (r"ssh: connect to (host|address) ", Cause.TCP),
-    (r"Address already in use|Could not request local forwarding|cannot listen to port", Cause.LOCAL_PORT),
-    (r"Bad configuration option|Bad owner or permissions|bad configuration|Unsupported option", Cause.CONFIGURATION),
-    (r"Unable to negotiate|kex_exchange_identification|banner exchange|timed out", Cause.HANDSHAKE),
-)
-_PERMANENT = (Cause.AUTHENTICATION, Cause.CONFIGURATION, Cause.FORWARD_REFUSED)
-_ADVICE = {
-    Cause.AUTHENTICATION: "Check LONGARM_EDGE_SSH__USER, __KEY_FILE and __PASSWORD_FILE.",
-    Cause.DNS: "Check LONGARM_EDGE_SSH__HOST and the network.",
-    Cause.TCP: "Check that the machine and its SSH server run, and the port (LONGARM_EDGE_SSH__PORT).",
-    Cause.CONFIGURATION: "Longarm needs OpenSSH 8.5 or newer; or set LONGARM_EDGE_SSH__BACKEND=paramiko.",
-    Cause.FORWARD_REFUSED: "The jump host has to allow it: AllowTcpForwarding and PermitOpen in its sshd_config.",
-    Cause.HANDSHAKE: "Check that an SSH server answers there.",
-}
 
 
 def connect(route: Route) -> "OpensshLink":
@@ -113,14 +95,14 @@ class _Call:
 
     def __init__(self, route: Route) -> None:
         self._route = route
-        self._target = ""
+        self._password_given = False
+        self.process_id: Future[int] = Future()
         self.direct = False
         self.logged_in = ""
         self.connection: socket.socket | None = None
 
     def learn(self, effective: dict[str, str]) -> None:
         """Takes in what ssh makes of its configuration."""
-        self._target = f"{effective.get('user', '')}@{effective.get('hostname', '')}"
         self.direct = all(effective.get(name, "none") == "none" for name in ("proxyjump", "proxycommand"))
         # A jump host's ssh says the like of itself
         how = "[" if self.direct else "via proxy"
@@ -138,13 +120,26 @@ class _Call:
             trusted = [key]
         return "".join(f"{name} {key.key_type} {key.body}\n" for key in trusted)
 
-    def secret(self, prompt: str) -> str | None:
-        """Returns the passphrase, or the password if it is the target that asks for it."""
-        if "passphrase" in prompt.lower():
+    def secret(self, asker: str, prompt: str) -> str | None:
+        """Returns the passphrase, or once the password.
+
+        A server may ask whatever it likes. What it has no say in is which process passes its question on: for a jump
+        host that is an ssh of its own, and the target's is the one that we started.
+
+        Raises:
+          PermanentTunnelError: The password has expired.
+        """
+        if ASKS_PASSPHRASE.fullmatch(prompt):
             return self._route.settings.read_passphrase() or None
-        if self._target in prompt:
-            return self._route.settings.read_password() or None
-        return None
+        if int(asker) != self.process_id.result():
+            return None
+        if self._password_given:
+            # Whoever asks once more wants something else, a new password say
+            if refusals.PASSWORD_EXPIRED.search(prompt):
+                raise refusals.password_expired(self._route.settings)
+            return None
+        self._password_given = True
+        return self._route.settings.read_password() or None
 
     def dial(self, host: str, port: str) -> socket.socket:
         """Returns a connection for ssh. Ours stays open beside it, to count bytes."""
@@ -181,6 +176,7 @@ class OpensshLink:
             env=environment,
             start_new_session=True,
         )
+        call.process_id.set_result(self._process.pid)
         self._threads = [
             threading.Thread(target=target, name=f"ssh-{target.__name__.strip('_')}", daemon=True)
             for target in (self._read, self._wait)
@@ -205,7 +201,8 @@ class OpensshLink:
         if not self.ended.is_set():
             self._ready = True
         elif self._process.poll() != SSH_FAILED or any(map(SESSION_REFUSED.search, self._lines_so_far())):
-            raise _NoShellError(Cause.CLOSED, "The account runs no commands.")
+            expired = any(map(refusals.PASSWORD_EXPIRED.search, self._lines_so_far()))
+            raise self.loss() if expired else _NoShellError(Cause.CLOSED, "The account runs no commands.")
         else:
             raise self.loss()
 
@@ -225,12 +222,9 @@ class OpensshLink:
                 )
         if self._ready:
             return TunnelError(Cause.CLOSED, f"The link was closed by the far side or the network ({self._last()}).")
-        for pattern, cause in _SAYINGS:
-            for line in lines:
-                if re.search(pattern, line):
-                    kind = PermanentTunnelError if cause in _PERMANENT else TunnelError
-                    return kind(cause, f"ssh says: {line.rstrip('.')}. {_ADVICE.get(cause, '')}".strip())
-        return TunnelError(Cause.HANDSHAKE, f"The connection ended during the login ({self._last()}).")
+        return sayings.meaning(lines, self._settings, direct=self._call.direct) or TunnelError(
+            Cause.HANDSHAKE, f"The connection ended during the login ({self._last()})."
+        )
 
     def traffic(self) -> tuple[int, int]:
         """Returns the bytes sent and received so far, encryption included; 0 through jump hosts."""
@@ -263,7 +257,7 @@ class OpensshLink:
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").strip()
             self._take_note(line)
-            if not line or line.startswith(_NO_NEWS):
+            if not line or (line.startswith(_NO_NEWS) and not refusals.TURNED_AWAY.search(line)):
                 continue
             with self._heard:
                 self._lines.append(line)
@@ -324,6 +318,8 @@ def _config(settings: SshSettings, questions: Questions) -> str:
             "LogLevel DEBUG1",  # below it, ssh does not say which forward it was that failed
             *([] if settings.agent else ["IdentityAgent none"]),
             *(f'Include "{file}"' for file in files),
+            # The password is given once: rather to who takes just that than to who may ask for anything
+            "PreferredAuthentications gssapi-with-mic,hostbased,publickey,password,keyboard-interactive",
             "",
         ]
     )
@@ -363,9 +359,7 @@ def _effective(config: Path, settings: SshSettings) -> dict[str, str]:
         timeout=settings.connect_timeout,
     )
     if found.returncode:
-        raise PermanentTunnelError(
-            Cause.CONFIGURATION, f"ssh says: {found.stderr.strip()}. {_ADVICE[Cause.CONFIGURATION]}"
-        )
+        raise PermanentTunnelError(Cause.CONFIGURATION, f"ssh says: {found.stderr.strip()}. {sayings.CONFIGURE}")
     return dict(line.split(" ", 1) for line in found.stdout.splitlines() if " " in line)
 
 

@@ -50,9 +50,9 @@ class Questions:
         return shlex.join(words).replace("'", '"')
 
     def program(self, question: str) -> Path:
-        """Returns a program that asks, for where ssh takes no command with arguments."""
+        """Returns a program that asks, for where ssh takes no command; which process runs it comes first."""
         file = self.directory / question
-        file.write_text(f'#!/bin/sh\nexec {self.command(question)} "$@"\n')
+        file.write_text(f'#!/bin/sh\nexec {self.command(question)} "$PPID" "$@"\n')
         file.chmod(0o700)
         return file
 

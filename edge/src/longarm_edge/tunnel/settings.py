@@ -53,7 +53,7 @@ class SshSettings(BaseModel):
     """Private key, the only one to offer. Unset: those of the agent and of the SSH configuration file, else
     ~/.ssh/id_ed25519, id_ecdsa and id_rsa."""
     passphrase: SecretStr = SecretStr("")
-    """Passphrase of the private key."""
+    """Passphrase of the private key. Goes to no server."""
     passphrase_file: Path | None = None
     """File whose first line is the passphrase."""
     password: SecretStr = SecretStr("")
@@ -94,7 +94,11 @@ class SshSettings(BaseModel):
     def _check_host(cls, value: str) -> str:
         if "@" in value:
             raise ValueError("Expected a host alone; the user has a setting of its own, ssh.user")
-        if value.startswith("-") or any(character.isspace() for character in value):
+        if re.fullmatch(r"([^:]+|\[.*\]):\d*", value):
+            raise ValueError("Expected a host alone; the port has a setting of its own, ssh.port")
+        if found := re.fullmatch(r"\[([0-9A-Fa-f:.]+(%\w+)?)\]", value):
+            value = found[1]  # an IPv6 address as URLs have it
+        if value.startswith("-") or any(character.isspace() or character in "/[]" for character in value):
             raise ValueError("Expected a host name, an address or an alias")
         return value
 

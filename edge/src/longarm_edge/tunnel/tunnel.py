@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from longarm_edge.tunnel.events import EVENT, Event, HostKeyQuestion, Order, Sta
 from longarm_edge.tunnel.ports import ReservedPort
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_wire import exit_codes
+from longarm_wire.settings import environment_for_others
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Tunnel:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={name: value for name, value in os.environ.items() if not name.upper().startswith("LONGARM_")},
+            env=environment_for_others(),
             start_new_session=True,  # the terminal's signals are for us to pass on
         ) as process:
             with self._changed:
