@@ -187,6 +187,26 @@ def operator(ssh: SshSettings, far_python: Path, monkeypatch: pytest.MonkeyPatch
     return found
 
 
+def machine_flags(ssh: SshSettings, account: Account, far_python: Path) -> list[str]:
+    """Returns the far machine as a person names it on the command line of `longarm-edge`, with this test's settings."""
+    return [
+        f"{account.name}@127.0.0.1",
+        "-p",
+        str(ssh.port),
+        "-i",
+        str(ssh.key_file),
+        f"--ssh.known_hosts_file={ssh.known_hosts_file}",
+        f"--ssh.service_port={ssh.service_port}",
+        f"--ssh.metrics_port={ssh.metrics_port}",
+        "--ssh.agent=false",
+        f"--far.python={far_python}",
+        "--far.reuse_packages",
+        "--far.manager=own",
+        "--policy_device=cpu",
+        "--metrics_port=0",
+    ]
+
+
 def free_port() -> int:
     """Returns a port below those that the kernel gives to connections, which might take it before it is used."""
     while True:

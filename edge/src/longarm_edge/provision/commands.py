@@ -3,14 +3,14 @@
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 
 from longarm_edge import __version__
 from longarm_edge.provision import scripts
+from longarm_edge.provision.aside import Aside, run_aside
 from longarm_edge.provision.connection import connected
 from longarm_edge.provision.errors import ConnectionLostError, ProvisionError
 from longarm_edge.provision.executor import STOP_TIMEOUT, Cargo, Executor, FarService, await_ready
@@ -61,11 +61,24 @@ def up(
       ConfigurationError: It can never work as things are: exit code 3.
       ProvisionError: A step failed; calling it again goes on from there: exit code 1.
     """
+    return _aside(console, lambda aside: _up(ssh, far, console, policy, device, dtype, ask, aside))
+
+
+def _up(
+    ssh: SshSettings,
+    far: FarSettings,
+    console: Console,
+    policy: str,
+    device: str,
+    dtype: str,
+    ask: Ask | None,
+    aside: Aside,
+) -> FarService:
     order = _Order(ssh, far, policy, device, dtype)
     narrator = Narrator(console)
     for attempt in range(1, CONNECT_ATTEMPTS + 1):
         try:
-            with _far(ssh, far, ask) as there:
+            with _far(ssh, far, ask, aside) as there:
                 with narrator.step(f"looking at {ssh.host}"):
                     facts = look(there, far.directory, far.python)
                 wanted, cargo = order.for_facts(facts)
@@ -73,10 +86,11 @@ def up(
                 _hint(steps, facts, wanted, console)
                 return Executor(there, facts.directory, wanted, cargo, narrator).carry_out(steps)
         except ConnectionLostError as error:
-            if attempt == CONNECT_ATTEMPTS:
+            if attempt == CONNECT_ATTEMPTS or aside.interrupted.is_set():
                 raise
             logger.warning("%s Trying again.", error)
-            time.sleep(RECONNECT_SECONDS)
+            if aside.interrupted.wait(RECONNECT_SECONDS):
+                raise
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -102,7 +116,20 @@ def manage(
       ConfigurationError: It can never work as configured.
       ProvisionError: It did not work.
     """
-    with _far(ssh, far, ask) as there:
+    return _aside(console, lambda aside: _manage(command, ssh, far, console, follow, line_count, ask, aside))
+
+
+def _manage(
+    command: str,
+    ssh: SshSettings,
+    far: FarSettings,
+    console: Console,
+    follow: bool,
+    line_count: int,
+    ask: Ask | None,
+    aside: Aside,
+) -> int:
+    with _far(ssh, far, ask, aside) as there:
         facts = look(there, far.directory, far.python)
         match command:
             case "status":
@@ -277,14 +304,23 @@ def _down(there: Far, facts: Facts, console: Console) -> int:
     return exit_codes.DONE
 
 
+def _aside[T](console: Console, work: Callable[[Aside], T]) -> T:
+    try:
+        return run_aside(work)
+    except KeyboardInterrupt:
+        # Work that is left behind draws its progress no further
+        console.show_cursor()
+        raise
+
+
 @contextmanager
-def _far(ssh: SshSettings, far: FarSettings, ask: Ask | None) -> Iterator[Far]:
+def _far(ssh: SshSettings, far: FarSettings, ask: Ask | None, aside: Aside) -> Iterator[Far]:
     if not ssh.host:
         example = "root@gpu.example.com -p 2222"
         raise ConfigurationError(
             [f"No far machine is named. Pass it as to ssh ({example}), or set LONGARM_EDGE_SSH__HOST."]
         )
-    with connected(ssh, ask) as transport:
+    with connected(ssh, aside.in_front(ask) if ask is not None else None, aside) as transport:
         secrets = tuple(text for secret in far.secrets.values() if (text := secret.get_secret_value()))
         yield SshFar(transport, secrets)
 
