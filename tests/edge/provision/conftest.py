@@ -173,6 +173,31 @@ class Operator:
 
 
 @pytest.fixture
+def mount_there(workshop: Path, account: Account) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of the account's own, with tmpfs's options, and returns where."""
+    places: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = workshop / f"disk-{len(places)}"
+        place.mkdir()
+        owner = f"uid={account.home.stat().st_uid},mode=700"
+        command = ["mount", "-t", "tmpfs", "-o", f"{options},{owner}", "tmpfs", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            pytest.skip(f"there is no mount here: {error}")
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        place.rmdir()
+
+
+@pytest.fixture
 def operator(ssh: SshSettings, far_python: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
     """Somebody at the laptop."""
     settings = FarSettings(python=str(far_python), reuse_packages=True, manager="own", ready_timeout=60)

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -283,11 +284,14 @@ def test_stop(person: Operator, it: Life, account: Account) -> None:
 
 
 def test_an_older_one_is_upgraded(person: Operator, it: Life, account: Account) -> None:
-    """The packages stay. The port that somebody else has by now is left alone."""
+    """The packages stay. The port that somebody else has by now is left alone. Of two at once one does it."""
     (account.home / ".longarm" / "venv" / ".longarm").write_text("0.0.9 0123\n")
-    with socket.create_server(("127.0.0.1", it.ports[0])):
-        service = person.up(policy=it.policy)
-    assert [type(step) for step in person.steps[0]] == [InstallLongarm, StartService, AwaitReady]
+    with socket.create_server(("127.0.0.1", it.ports[0])), ThreadPoolExecutor(2) as pool:
+        service, same = pool.map(lambda _: person.up(policy=it.policy), range(2))
+    first, second = person.steps
+    assert [type(step) for step in first] == [InstallLongarm, StartService, AwaitReady]
+    assert [type(step) for step in second] == [AwaitReady]
+    assert service == same
     assert service.port != it.ports[0]
     assert health(service.port) == health_pb2.HealthCheckResponse.SERVING
 

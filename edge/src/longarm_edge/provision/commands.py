@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 
@@ -12,7 +12,7 @@ from longarm_edge import __version__
 from longarm_edge.provision import scripts
 from longarm_edge.provision.aside import Aside, run_aside
 from longarm_edge.provision.connection import connected
-from longarm_edge.provision.errors import ConnectionLostError, ProvisionError
+from longarm_edge.provision.errors import ConnectionLostError, PortTakenError, ProvisionError
 from longarm_edge.provision.executor import STOP_TIMEOUT, Cargo, Executor, FarService, await_ready
 from longarm_edge.provision.facts import Facts, look
 from longarm_edge.provision.far import Far, SshFar
@@ -83,9 +83,15 @@ def _up(
                     facts = look(there, far.directory, far.python)
                 wanted, cargo = order.for_facts(facts)
                 steps = plan(facts, wanted)
-                _hint(steps, facts, wanted, console)
-                return Executor(there, facts.directory, wanted, cargo, narrator).carry_out(steps)
-        except ConnectionLostError as error:
+                with ExitStack() as stack:
+                    if len(steps) > 1:
+                        # Something is to be changed: what counts is what is there once nobody else changes it
+                        stack.enter_context(there.hold(facts.directory, logger.warning))
+                        facts = look(there, far.directory, far.python)
+                        steps = plan(facts, wanted)
+                    _hint(steps, facts, wanted, console)
+                    return Executor(there, facts.directory, wanted, cargo, narrator).carry_out(steps)
+        except (ConnectionLostError, PortTakenError) as error:
             if attempt == CONNECT_ATTEMPTS or aside.interrupted.is_set():
                 raise
             logger.warning("%s Trying again.", error)
@@ -141,7 +147,7 @@ def _manage(
             case "restart":
                 return _restart(there, facts, far, console)
             case "down":
-                return _down(there, facts, console)
+                return _down(there, facts, far, console)
     raise ValueError(f"There is no command {command!r}")
 
 
@@ -201,7 +207,7 @@ class _Order:
             torch_index_url=far.torch_index_url,
             install_environment={
                 **_places(facts.directory),
-                "TMPDIR": f"{facts.directory}/cache",
+                "TMPDIR": f"{facts.directory}/cache",  # where there is no other yet
                 **{name: url for name, url in indexes.items() if url},
                 **far.environment,
                 **secrets,
@@ -228,6 +234,7 @@ def _places(directory: str) -> dict[str, str]:
     """Returns variables that keep what libraries leave behind in Longarm's directory, to be removed with it."""
     cache = f"{directory}/cache"
     names = {
+        "TMPDIR": "/temporary",
         "XDG_CACHE_HOME": "",
         "XDG_CONFIG_HOME": "/config",
         "PIP_CACHE_DIR": "/pip",
@@ -294,13 +301,19 @@ def _restart(there: Far, facts: Facts, far: FarSettings, console: Console) -> in
     return exit_codes.DONE
 
 
-def _down(there: Far, facts: Facts, console: Console) -> int:
+def _down(there: Far, facts: Facts, far: FarSettings, console: Console) -> int:
     if facts.is_foreign:
         raise ConfigurationError([f"{facts.directory} is not Longarm's: nothing was removed."])
-    _stop(there, facts, console)
-    with Narrator(console).step(f"removing {facts.directory}"):
-        variables = {"directory": facts.directory, "unit_name": UNIT_NAME}
-        there.run(scripts.REMOVE, variables, timeout=REMOVE_TIMEOUT)
+    if not facts.exists:
+        console.print(f"there is no {facts.directory}", highlight=False, markup=False, soft_wrap=True)
+        return exit_codes.DONE
+    with there.hold(facts.directory, logger.warning):
+        _stop(there, look(there, far.directory), console)
+        with Narrator(console).step(f"removing {facts.directory}"):
+            variables = {"directory": facts.directory, "unit_name": UNIT_NAME}
+            said = there.run(scripts.REMOVE, variables, timeout=REMOVE_TIMEOUT)
+    for reason in [line.removeprefix("stays=") for line in said if line.startswith("stays=")]:
+        logger.warning("Everything in %s is removed, the directory itself stays (%s)", facts.directory, reason)
     return exit_codes.DONE
 
 
