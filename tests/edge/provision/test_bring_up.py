@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from tests.edge.provision.conftest import Account, Operator, until
 
 from longarm_edge.provision import FarService, ProvisionError
+from longarm_edge.provision.executor import Executor
 from longarm_edge.provision.facts import Facts, look
 from longarm_edge.provision.far import SshFar
 from longarm_edge.provision.plan import (
@@ -296,6 +297,28 @@ def test_an_older_one_is_upgraded(person: Operator, it: Life, account: Account) 
     assert health(service.port) == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.parametrize("name", ["port", "metrics_port"])
+def test_a_port_that_is_taken_meanwhile_is_no_dead_end(
+    person: Operator, it: Life, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service then names settings of its own, and once that was the end: exit code 3, on the laptop."""
+    assert person.manage("stop") == 0
+    start = Executor._start
+    with contextlib.ExitStack() as thieves:
+
+        def be_too_late(executor: Executor, step: StartService) -> None:
+            if len(person.steps) == 1:
+                thieves.enter_context(socket.create_server(("127.0.0.1", getattr(step, name))))
+            start(executor, step)
+
+        monkeypatch.setattr(Executor, "_start", be_too_late)
+        service = person.up(policy=it.policy)
+    assert [type(step) for step in person.steps[1]] == [StartService, AwaitReady]
+    assert "took a port before the service did" in caplog.text
+    assert "LONGARM_SERVICE" not in caplog.text
+    assert health(service.port) == health_pb2.HealthCheckResponse.SERVING
+
+
 def test_a_policy_that_does_not_load_is_final(person: Operator, it: Life, tmp_path: Path, account: Account) -> None:
     """The service says it can never start: no endless restarts, and the reason is on the laptop's terminal."""
     assert person.manage("stop") == 0
@@ -306,8 +329,16 @@ def test_a_policy_that_does_not_load_is_final(person: Operator, it: Life, tmp_pa
     assert "can never start" in person.said()
 
 
+def owner(path: Path) -> str:
+    with contextlib.suppress(OSError, KeyError):
+        return path.owner()
+    return ""
+
+
 def test_down_leaves_nothing(person: Operator, it: Life, account: Account) -> None:
     assert person.manage("down") == 0
     assert list(account.processes()) == []
     assert list(account.home.iterdir()) == []
+    # LeRobot leaves a file there for each policy that it loads
+    assert [path for path in Path("/tmp").iterdir() if account.is_made and owner(path) == account.name] == []
     assert person.manage("down") == 0

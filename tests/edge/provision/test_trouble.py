@@ -1,20 +1,15 @@
 """What can be wrong on the far side, and what is said then: full disks, accounts without a shell, ports, mounts."""
 
-import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.conftest import fill_up
-from tests.edge.provision.conftest import Account, Operator, free_port
+from tests.edge.provision.conftest import Account, Operator
 
 from longarm_edge.provision import ProvisionError, scripts
-from longarm_edge.provision.errors import PortTakenError
-from longarm_edge.provision.executor import await_ready
 from longarm_edge.provision.facts import look
 from longarm_edge.provision.far import SshFar
-from longarm_edge.provision.narrator import Telling
 from longarm_edge.provision.upload import read_directory, send
 from longarm_edge.tunnel.local_sshd import LocalSshd
 from longarm_wire.settings import ConfigurationError
@@ -95,11 +90,6 @@ def installed(far: SshFar, directory: Path) -> None:
         "touch venv/.base venv/.packages venv/.longarm policies/act/config.json policies/act/stuck/file",
         {"directory": str(directory)},
     )
-
-
-def test_a_port_that_is_taken_meanwhile_is_no_dead_end(far: SshFar, account: Account, far_python: Path) -> None:
-    """The service names its own settings, which are not those of whoever reads that on the laptop."""
-    pass
 
 
 def test_a_down_that_broke_off_can_be_done_again(operator: Operator, account: Account, far: SshFar) -> None:

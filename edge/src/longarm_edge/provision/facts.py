@@ -165,8 +165,9 @@ def _no_shell(lines: Sequence[str]) -> str:
     said = " / ".join(line.strip() for line in lines if line.strip())[:200]
     return (
         f"Expected a shell for commands on the far machine, found {f'«{said}»' if said else 'one that runs none'}. The "
-        "account may be bound to another program (ForceCommand in sshd_config, command= in authorized_keys, or its login "
-        "shell): log in with one that is not. Some providers offer a second, full SSH address beside a restricted one."
+        "account may be bound to another program (ForceCommand in sshd_config, command= in authorized_keys, or its "
+        "login shell): log in with one that is not. Some providers offer a second, full SSH address beside a "
+        "restricted one."
     )
 
 
