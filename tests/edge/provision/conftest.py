@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.links import LinkSpec
+from bench.proxy import Proxy
 from longarm_edge.provision import FarSettings, commands
 from longarm_edge.provision.connection import connected
 from longarm_edge.provision.executor import Executor, FarService
@@ -170,6 +172,23 @@ class Operator:
 
     def _changed(self, settings: dict[str, object]) -> FarSettings:
         return FarSettings.model_validate({**self.settings.model_dump(), **settings})
+
+
+@dataclass
+class SlowLink:
+    """The far machine behind a link of 8 Mbit/s, which can fall silent."""
+
+    proxy: Proxy
+    ssh: SshSettings
+
+
+@pytest.fixture
+def slow_link(sshd: LocalSshd, ssh: SshSettings) -> Iterator[SlowLink]:
+    proxy = Proxy(sshd.port, LinkSpec("slow", 0.01, up_mbit=8))
+    known_hosts = ssh.known_hosts_file.with_name("known_hosts_slow")
+    known_hosts.write_text(sshd.known_hosts.replace(f":{sshd.port} ", f":{proxy.port} "))
+    yield SlowLink(proxy, ssh.model_copy(update={"port": proxy.port, "known_hosts_file": known_hosts}))
+    proxy.close()
 
 
 @pytest.fixture

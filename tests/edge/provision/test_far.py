@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.edge.provision.conftest import Account, until
+from tests.edge.provision.conftest import Account, SlowLink, until
 
 from longarm_edge.provision.connection import connected
 from longarm_edge.provision.errors import ConnectionLostError, FarCommandError, ProvisionError
@@ -169,6 +169,21 @@ def test_a_broken_off_upload_goes_on_where_it_stopped(ssh: SshSettings, account:
         assert first[0] > 0.25 * total, "progress begins where the last one ended"
         assert list_files(far, target) == {file.name: (file.size, file.digest) for file in files}
         far.run('rm -rf "$target"', {"target": target})
+
+
+def test_a_link_that_falls_silent_is_said_in_a_sentence(
+    slow_link: SlowLink, account: Account, policy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """paramiko wrote tracebacks to the terminal, and we an empty reason."""
+    ssh = slow_link.ssh.model_copy(update={"silence_timeout": 2.0, "connect_timeout": 1.0})
+    with connected(ssh, None) as transport, pytest.raises(ConnectionLostError, match=r"broke \(.+\)"):
+        send(SshFar(transport), read_directory(policy), f"{account.home}/silent", lambda *_: slow_link.proxy.silence(6))
+    with pytest.raises(ConnectionLostError, match="does not complete the SSH handshake"), connected(ssh, None):
+        pass
+    assert "paramiko" not in caplog.text
+    slow_link.proxy.silence(0)
+    with connected(ssh, None) as transport:
+        SshFar(transport).run("rm -rf ~/silent.part")
 
 
 def test_a_wrong_beginning_is_sent_anew(policy: Path) -> None:

@@ -8,34 +8,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.edge.provision.conftest import Account, Operator, machine_flags, until
+from tests.edge.provision.conftest import Account, Operator, SlowLink, machine_flags, until
 
-from bench.links import LinkSpec
-from bench.proxy import Proxy
 from longarm_edge.provision.aside import run_aside
 from longarm_edge.tunnel import SshSettings
-from longarm_edge.tunnel.local_sshd import LocalSshd
 from longarm_wire import exit_codes
 
 # Generous: the machine may be busy. A process that hangs does so for ever
 END_TIMEOUT = 20.0
 # Seconds after the upload began
 MOMENTS = (0.0, 0.01, 0.03, 0.11, 0.23, 0.37, 0.51, 1.03)
-
-
-@pytest.fixture
-def slow_ssh(sshd: LocalSshd, ssh: SshSettings) -> Iterator[SshSettings]:
-    """The far machine over a link on which the policy takes half a minute."""
-    proxy = Proxy(sshd.port, LinkSpec("slow", 0.01, up_mbit=8))
-    known_hosts = ssh.known_hosts_file.with_name("known_hosts_slow")
-    known_hosts.write_text(sshd.known_hosts.replace(f":{sshd.port} ", f":{proxy.port} "))
-    yield ssh.model_copy(update={"port": proxy.port, "known_hosts_file": known_hosts})
-    proxy.close()
 
 
 @pytest.fixture
@@ -72,10 +58,10 @@ def interrupted(command: list[str], words: str, pause: float = 0.0, stdin: int |
 
 
 def test_an_upload_can_be_interrupted_at_any_moment(
-    slow_ssh: SshSettings, far_python: Path, account: Account, policy: Path
+    slow_link: SlowLink, far_python: Path, account: Account, policy: Path
 ) -> None:
     """Many of them fall into paramiko, which once kept a lock for ever that whoever closes the connection needs."""
-    up = ["up", *machine_flags(slow_ssh, account, far_python), f"--policy={policy}"]
+    up = ["up", *machine_flags(slow_link.ssh, account, far_python), f"--policy={policy}"]
     directories = [f"interrupted-{number}" for number in range(len(MOMENTS))]
 
     def end(directory: str, pause: float) -> tuple[int | None, str]:

@@ -246,7 +246,7 @@ def lost_connections_named() -> Iterator[None]:
     try:
         yield
     except (paramiko.SSHException, EOFError, ConnectionError, TimeoutError) as error:
-        raise ConnectionLostError(f"The SSH connection broke ({error or type(error).__name__}).") from error
+        raise ConnectionLostError(f"The SSH connection broke ({str(error) or 'closed or silent'}).") from error
     except OSError as error:
         # "Socket is closed" has no number; others speak of files
         if error.errno is None:
