@@ -225,7 +225,7 @@ def test_status_and_logs_say_how_it_is(person: Operator, it: Life, capsys: pytes
 def test_logs_can_be_followed(person: Operator, it: Life, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until somebody presses Ctrl-C, after which nothing is left over there."""
 
-    def interrupt(line: str) -> None:
+    def interrupt(line: str, *, flush: bool) -> None:
         if "still to come" in line:
             raise KeyboardInterrupt
 

@@ -1,16 +1,19 @@
 """What can be wrong on the far side, and what is said then: full disks, accounts without a shell, ports, mounts."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.conftest import fill_up
-from tests.edge.provision.conftest import Account, Operator
+from tests.edge.provision.conftest import Account, Operator, machine_flags
 
 from longarm_edge.provision import ProvisionError, scripts
 from longarm_edge.provision.facts import look
 from longarm_edge.provision.far import SshFar
 from longarm_edge.provision.upload import read_directory, send
+from longarm_edge.tunnel import SshSettings
 from longarm_edge.tunnel.local_sshd import LocalSshd
 from longarm_wire.settings import ConfigurationError
 
@@ -107,7 +110,7 @@ def test_a_down_that_broke_off_can_be_done_again(operator: Operator, account: Ac
     assert operator.manage("down") == 0
     assert not directory.exists()
     assert operator.manage("down") == 0
-    assert f"there is no {directory}" in operator.said()
+    assert f"there is nothing of Longarm in {directory}" in operator.said()
 
 
 def test_a_mount_point_stays_and_is_said_to(
@@ -119,6 +122,44 @@ def test_a_mount_point_stays_and_is_said_to(
     assert operator.manage("down") == 0
     assert list(disk.iterdir()) == []
     assert f"Everything in {disk} is removed, the directory itself stays (rmdir: " in caplog.text
+
+
+def test_an_empty_directory_of_somebody_else_stays(operator: Operator, account: Account, far: SshFar) -> None:
+    directory = account.home / "empty"
+    operator.settings = operator.settings.model_copy(update={"directory": str(directory)})
+    far.run("mkdir ~/empty")
+    assert operator.manage("down") == 0
+    far.run("rmdir ~/empty")
+
+
+def test_a_log_may_be_cut_off(
+    ssh: SshSettings, account: Account, far: SshFar, far_python: Path, tmp_path: Path
+) -> None:
+    """`logs | head`: who reads has seen enough, and nothing broke."""
+    far.run("mkdir -p ~/.longarm/logs; seq 100000 >~/.longarm/logs/service.log")
+    command = [sys.executable, "-m", "longarm_edge.cli", "logs", *machine_flags(ssh, account, far_python)]
+    with subprocess.Popen(
+        [*command, "-n", "100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+    far.run("rm -r ~/.longarm")
+
+
+def test_a_server_with_too_few_sessions_is_said(
+    operator: Operator, sshd: LocalSshd, account: Account, far: SshFar, workshop: Path
+) -> None:
+    options = [*sshd.options, "MaxSessions 1"]
+    with LocalSshd(workshop / "narrow-sshd", user=account.name, options=options) as narrow:
+        operator.ssh.known_hosts_file.write_text(narrow.known_hosts)
+        operator.ssh = operator.ssh.model_copy(update={"port": narrow.port})
+        with pytest.raises(ProvisionError, match="MaxSessions"):
+            operator.up(directory="~/narrow")
+    far.run("rm -rf ~/narrow")
 
 
 def test_a_full_disk_can_be_taken_down(operator: Operator, mount_there: MountThere, far: SshFar) -> None:

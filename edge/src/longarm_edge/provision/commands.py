@@ -3,8 +3,11 @@
 import hashlib
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from rich.console import Console
 
@@ -61,43 +64,36 @@ def up(
       ConfigurationError: It can never work as things are: exit code 3.
       ProvisionError: A step failed; calling it again goes on from there: exit code 1.
     """
-    return _aside(console, lambda aside: _up(ssh, far, console, policy, device, dtype, ask, aside))
-
-
-def _up(
-    ssh: SshSettings,
-    far: FarSettings,
-    console: Console,
-    policy: str,
-    device: str,
-    dtype: str,
-    ask: Ask | None,
-    aside: Aside,
-) -> FarService:
-    order = _Order(ssh, far, policy, device, dtype)
     narrator = Narrator(console)
-    for attempt in range(1, CONNECT_ATTEMPTS + 1):
-        try:
-            with _far(ssh, far, ask, aside) as there:
-                with narrator.step(f"looking at {ssh.host}"):
-                    facts = look(there, far.directory, far.python)
-                wanted, cargo = order.for_facts(facts)
+
+    def attempt(order: _Order, aside: Aside) -> FarService:
+        with ExitStack() as stack:
+            there = stack.enter_context(_far(ssh, far, ask, aside))
+            with narrator.step(f"looking at {ssh.host}"):
+                facts = look(there, far.directory, far.python)
+            wanted, cargo = order.for_facts(facts)
+            steps = plan(facts, wanted)
+            if len(steps) > 1:
+                # Something is to be changed: what counts is how things are once nobody else changes them
+                stack.enter_context(there.hold(facts.directory, logger.warning))
+                facts = look(there, far.directory, far.python)
                 steps = plan(facts, wanted)
-                with ExitStack() as stack:
-                    if len(steps) > 1:
-                        # Something is to be changed: what counts is what is there once nobody else changes it
-                        stack.enter_context(there.hold(facts.directory, logger.warning))
-                        facts = look(there, far.directory, far.python)
-                        steps = plan(facts, wanted)
-                    _hint(steps, facts, wanted, console)
-                    return Executor(there, facts.directory, wanted, cargo, narrator).carry_out(steps)
-        except (ConnectionLostError, PortTakenError) as error:
-            if attempt == CONNECT_ATTEMPTS or aside.interrupted.is_set():
-                raise
-            logger.warning("%s Trying again.", error)
-            if aside.interrupted.wait(RECONNECT_SECONDS):
-                raise
-    raise AssertionError("the last attempt returns or raises")
+            _hint(steps, facts, wanted, console)
+            return Executor(there, facts.directory, wanted, cargo, narrator).carry_out(steps)
+
+    def attempts(aside: Aside) -> FarService:
+        order = _Order(ssh, far, policy, device, dtype)
+        for _ in range(1, CONNECT_ATTEMPTS):
+            try:
+                return attempt(order, aside)
+            except (ConnectionLostError, PortTakenError) as error:
+                if not aside.interrupted.is_set():
+                    logger.warning("%s Trying again.", error)
+                if aside.interrupted.wait(RECONNECT_SECONDS):
+                    raise
+        return attempt(order, aside)
+
+    return _aside(console, attempts)
 
 
 def manage(
@@ -122,33 +118,24 @@ def manage(
       ConfigurationError: It can never work as configured.
       ProvisionError: It did not work.
     """
-    return _aside(console, lambda aside: _manage(command, ssh, far, console, follow, line_count, ask, aside))
 
+    def act(aside: Aside) -> int:
+        with _far(ssh, far, ask, aside) as there:
+            facts = look(there, far.directory, far.python)
+            match command:
+                case "status":
+                    return _status(ssh.host, facts, console)
+                case "logs":
+                    return _logs(there, facts, follow, line_count)
+                case "stop":
+                    return _stop(there, facts, console)
+                case "restart":
+                    return _restart(there, facts, far, console)
+                case "down":
+                    return _down(there, facts, console)
+        raise ValueError(f"There is no command {command!r}")
 
-def _manage(
-    command: str,
-    ssh: SshSettings,
-    far: FarSettings,
-    console: Console,
-    follow: bool,
-    line_count: int,
-    ask: Ask | None,
-    aside: Aside,
-) -> int:
-    with _far(ssh, far, ask, aside) as there:
-        facts = look(there, far.directory, far.python)
-        match command:
-            case "status":
-                return _status(ssh.host, facts, console)
-            case "logs":
-                return _logs(there, facts, follow, line_count)
-            case "stop":
-                return _stop(there, facts, console)
-            case "restart":
-                return _restart(there, facts, far, console)
-            case "down":
-                return _down(there, facts, far, console)
-    raise ValueError(f"There is no command {command!r}")
+    return _aside(console, act)
 
 
 class _Order:
@@ -276,8 +263,12 @@ def _service_words(facts: Facts) -> str:
 
 def _logs(there: Far, facts: Facts, follow: bool, line_count: int) -> int:
     variables = {"directory": facts.directory, "count": str(line_count), "follow": "yes" if follow else "no"}
-    # To standard output, for pipes
-    there.run(scripts.LOGS, variables, on_line=print, timeout=FOLLOW_SECONDS)
+    try:
+        # To standard output, for pipes
+        there.run(scripts.LOGS, variables, on_line=partial(print, flush=True), timeout=FOLLOW_SECONDS)
+    except BrokenPipeError:
+        # `logs | head` has seen enough. Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_codes.DONE
 
 
@@ -301,14 +292,16 @@ def _restart(there: Far, facts: Facts, far: FarSettings, console: Console) -> in
     return exit_codes.DONE
 
 
-def _down(there: Far, facts: Facts, far: FarSettings, console: Console) -> int:
+def _down(there: Far, facts: Facts, console: Console) -> int:
     if facts.is_foreign:
         raise ConfigurationError([f"{facts.directory} is not Longarm's: nothing was removed."])
-    if not facts.exists:
-        console.print(f"there is no {facts.directory}", highlight=False, markup=False, soft_wrap=True)
+    if not facts.is_marked:
+        console.print(
+            f"there is nothing of Longarm in {facts.directory}", highlight=False, markup=False, soft_wrap=True
+        )
         return exit_codes.DONE
     with there.hold(facts.directory, logger.warning):
-        _stop(there, look(there, far.directory), console)
+        _stop(there, look(there, facts.directory), console)
         with Narrator(console).step(f"removing {facts.directory}"):
             variables = {"directory": facts.directory, "unit_name": UNIT_NAME}
             said = there.run(scripts.REMOVE, variables, timeout=REMOVE_TIMEOUT)

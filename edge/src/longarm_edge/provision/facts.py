@@ -89,8 +89,8 @@ class Facts:
 
     Attributes:
       directory: Absolute path of Longarm's directory, whether it is there or not.
-      exists: Whether it is there.
-      is_ours: Whether a Longarm made the directory.
+      is_marked: Whether a Longarm made it, or began to.
+      is_ours: Whether it was made whole.
       is_foreign: Whether it holds somebody else's files.
       writable: Whether it is, or can be made.
       free_bytes: Space in it.
@@ -108,7 +108,7 @@ class Facts:
     """
 
     directory: str
-    exists: bool = False
+    is_marked: bool = False
     is_ours: bool = False
     is_foreign: bool = False
     writable: bool = True
@@ -183,7 +183,7 @@ def parse(lines: Iterable[str]) -> Facts:
             single[key] = value
     return Facts(
         directory=single["directory"],
-        exists=single.get("exists") == "yes",
+        is_marked=single.get("marked") == "yes",
         is_ours=single.get("content") == "ours",
         is_foreign=single.get("content") == "foreign",
         writable=single.get("writable") == "yes",

@@ -172,7 +172,7 @@ class SshFar:
             try:
                 client = paramiko.SFTPClient.from_transport(self._transport)
             except (paramiko.SSHException, EOFError) as error:
-                if not self._transport.is_active():
+                if not self._transport.is_active() or isinstance(error, paramiko.ChannelException):
                     raise
                 raise ProvisionError(
                     "The SSH server has no SFTP, which files travel over. Enable it in its sshd_config: Subsystem sftp "
@@ -245,6 +245,11 @@ def lost_connections_named() -> Iterator[None]:
     """Turns the many ways in which paramiko reports a broken connection into ConnectionLostError."""
     try:
         yield
+    except paramiko.ChannelException as error:
+        raise ProvisionError(
+            f"The SSH server opens no further session over one connection ({error.text}), and three are needed: set "
+            "MaxSessions in its sshd_config to 3 or more (10 is the default)."
+        ) from error
     except (paramiko.SSHException, EOFError, ConnectionError, TimeoutError) as error:
         raise ConnectionLostError(f"The SSH connection broke ({str(error) or 'closed or silent'}).") from error
     except OSError as error:

@@ -27,8 +27,8 @@ say directory "$directory"
 say system "$(uname -s)"
 say machine "$(uname -m)"
 
-if [ -d "$directory" ]; then say exists yes; fi
 if [ -e "$directory/.longarm" ]; then
+  say marked yes
   # The last that is made
   if [ -d "$directory/cache" ]; then say content ours; fi
 elif [ -n "$(ls -A "$directory" 2>/dev/null)" ]; then say content foreign
@@ -146,7 +146,7 @@ while command -v flock >/dev/null 2>&1; do
   # Whoever had it may have removed the directory
   if [ "$marker" -ef /proc/self/fd/9 ]; then break; fi
 done
-{ printf '%s %s\n' "$connection" "$who, since $(date '+%F %T %Z')" >"$marker"; } 2>/dev/null || :
+{ printf '%s %s\\n' "$connection" "$who, since $(date '+%F %T %Z')" >"$marker"; } 2>/dev/null || :
 echo "$held"
 while :; do sleep 3600; done
 """
@@ -213,6 +213,8 @@ START_DETACHED = """\
 umask 077
 cd "$directory"
 printf '%s\\n' "$config" >run/service.json
+rm -rf cache/temporary
+mkdir -p cache/temporary
 venv/bin/python -m longarm_service.supervisor "$directory" --detach
 """
 
@@ -221,6 +223,8 @@ START_UNIT = """\
 umask 077
 cd "$directory"
 printf '%s\\n' "$config" >run/service.json
+rm -rf cache/temporary
+mkdir -p cache/temporary
 printf '%s\\n' "$unit" >"run/$unit_name"
 rm -f run/state
 systemctl "$scope" link --force "$directory/run/$unit_name"
