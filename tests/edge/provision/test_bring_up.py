@@ -314,7 +314,7 @@ def test_a_port_that_is_taken_meanwhile_is_no_dead_end(
         monkeypatch.setattr(Executor, "_start", be_too_late)
         service = person.up(policy=it.policy)
     assert [type(step) for step in person.steps[1]] == [StartService, AwaitReady]
-    assert "took a port before the service did" in caplog.text
+    assert "another program took it since the look" in caplog.text
     assert "LONGARM_SERVICE" not in caplog.text
     assert health(service.port) == health_pb2.HealthCheckResponse.SERVING
 

@@ -218,6 +218,16 @@ def test_a_full_or_closed_disk_is_said(far: SshFar, account: Account, policy: Pa
         far.run('chmod -R 700 "$HOME/closed"; rm -rf "$HOME/closed"')
 
 
+def test_a_file_that_is_gone_is_not_the_far_sides_fault(far: SshFar, account: Account, policy: Path) -> None:
+    files = read_directory(policy)
+    (policy / "config.json").unlink()
+    try:
+        with pytest.raises(ProvisionError, match=r"cannot be read here: .*config\.json"):
+            send(far, files, f"{account.home}/gone")
+    finally:
+        far.run("rm -rf ~/gone.part")
+
+
 def test_a_server_without_sftp_is_said(account: Account, sshd: LocalSshd, ssh: SshSettings, workshop: Path) -> None:
     plain = LocalSshd(workshop / "plain-sshd", user=account.name, options=[sshd.options[0]])
     with plain:

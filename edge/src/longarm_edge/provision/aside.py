@@ -39,6 +39,8 @@ class Aside:
           cut: Called by the thread that waits. Must not block.
         """
         self._cuts.append(cut)
+        if self.interrupted.is_set():
+            cut()
         try:
             yield
         finally:

@@ -34,4 +34,4 @@ class ConnectionLostError(ProvisionError):
 
 
 class PortTakenError(ProvisionError):
-    """Another program on the far machine took one of the service's ports before the service did."""
+    """The service cannot have one of its ports: another program on the far machine took it first."""

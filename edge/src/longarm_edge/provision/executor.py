@@ -220,8 +220,9 @@ def await_ready(far: Far, directory: str, seconds: float, telling: Telling, poli
             reason = said[-1] if said else f"see longarm-edge logs. They end:\n{error}"
             if ITS_PORTS.search(reason):
                 raise PortTakenError(
-                    "Another program on the far machine took a port before the service did. `longarm-edge up` finds "
-                    "free ones; --ssh.service_port=… and --ssh.metrics_port=… name others."
+                    "The far service cannot have its port: another program took it since the look, or it is below 1024 "
+                    "and for root alone. `longarm-edge up` finds free ones; --ssh.service_port=… and "
+                    "--ssh.metrics_port=… name others."
                 ) from error
             raise ConfigurationError([f"The far service can never start as configured: {reason}"]) from error
         raise ProvisionError(

@@ -139,8 +139,7 @@ class SshFar:
     @contextmanager
     def hold(self, directory: str, on_line: OnLine) -> Iterator[None]:
         """See Far.hold."""
-        who = f"{getpass.getuser()}@{socket.gethostname()}"
-        variables = {"directory": directory, "who": who, "held": HELD, "lease": str(LEASE_SECONDS)}
+        variables = {"directory": directory, "who": _who(), "held": HELD, "lease": str(LEASE_SECONDS)}
         done = threading.Event()
         lines = []
         with self._started(_script(HOLD, variables)) as channel:
@@ -207,6 +206,14 @@ class SshFar:
         for secret in self._secrets:
             line = line.replace(secret, MASK)
         return line
+
+
+def _who() -> str:
+    """Returns who works at this machine, as others may know them."""
+    # A container's user may have no name
+    with suppress(KeyError, OSError):
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    return socket.gethostname()
 
 
 def _script(script: str, variables: Mapping[str, str], environment: Mapping[str, str] | None = None) -> str:

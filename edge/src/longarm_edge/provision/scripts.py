@@ -130,14 +130,16 @@ while command -v flock >/dev/null 2>&1; do
   silent=0 seen=
   until flock -n 9; do
     sleep 1
-    { read -r its_connection its_words <"$marker"; } 2>/dev/null || continue
+    # Nothing stands there if the disk is full
+    its_connection=0 its_words='nobody knows who'
+    { read -r its_connection its_words <"$marker"; } 2>/dev/null || :
     if [ -z "$told" ]; then
       echo "Another longarm-edge is at work in $directory: $its_words. Waiting for it."
       told=yes
     fi
     beat=$(stat -c %Y "$marker" 2>/dev/null) || continue
     if [ "$beat" = "$seen" ]; then silent=$((silent + 1)); else silent=0 seen=$beat; fi
-    if [ "$silent" -ge "$lease" ] && [ "$its_connection" -gt 1 ]; then
+    if [ "$silent" -ge "$lease" ] && [ "${its_connection:-0}" -gt 1 ]; then
       echo "It gave no sign of life for $silent s: its connection is ended."
       kill "$its_connection" || :
       silent=0

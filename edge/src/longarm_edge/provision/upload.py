@@ -101,21 +101,24 @@ def send(far: Far, files: Iterable[File], target: str, on_progress: OnProgress =
             break
         sent = total - sum(entry.file.size - entry.offset for entry in missing)
         with lost_connections_named(), far.sftp() as sftp:
-            for name in stray:
-                sftp.remove(f"{part}/{name}")
-            for entry in missing:
-                path = f"{part}/{entry.file.name}"
-                try:
+            path = part
+            try:
+                for path in (f"{part}/{name}" for name in stray):
+                    sftp.remove(path)
+                for entry in missing:
+                    path = f"{part}/{entry.file.name}"
                     for count in _send_rest(sftp, entry, path):
                         sent += count
                         travelled += count
                         on_progress(sent, total)
-                except OSError as error:
-                    if _is_gone(sftp, error):
-                        raise
-                    # SFTP has no words for a full disk
-                    reason = why_not_writable(far, part) or error
-                    raise ProvisionError(f"The far side does not take {path}: {reason}") from error
+            except OSError as error:
+                if _is_gone(sftp, error):
+                    raise
+                if error.filename is not None:
+                    raise ProvisionError(f"A file to send cannot be read here: {error}") from error
+                # SFTP has no words for a full disk
+                reason = why_not_writable(far, part) or error
+                raise ProvisionError(f"The far side does not take {path}: {reason}") from error
     if names := ", ".join(entry.file.name for entry in compare(files, list_files(far, part))):
         reason = why_not_writable(far, part) or "something there changes them"
         raise ProvisionError(f"These files do not arrive as they were sent: {names}. {reason}")
