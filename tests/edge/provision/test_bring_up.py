@@ -297,9 +297,8 @@ def test_an_older_one_is_upgraded(person: Operator, it: Life, account: Account) 
     assert health(service.port) == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize("name", ["port", "metrics_port"])
 def test_a_port_that_is_taken_meanwhile_is_no_dead_end(
-    person: Operator, it: Life, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    person: Operator, it: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The service then names settings of its own, and once that was the end: exit code 3, on the laptop."""
     assert person.manage("stop") == 0
@@ -308,7 +307,7 @@ def test_a_port_that_is_taken_meanwhile_is_no_dead_end(
 
         def be_too_late(executor: Executor, step: StartService) -> None:
             if len(person.steps) == 1:
-                thieves.enter_context(socket.create_server(("127.0.0.1", getattr(step, name))))
+                thieves.enter_context(socket.create_server(("127.0.0.1", step.port)))
             start(executor, step)
 
         monkeypatch.setattr(Executor, "_start", be_too_late)

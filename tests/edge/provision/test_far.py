@@ -31,6 +31,12 @@ def test_a_script_stops_at_the_first_failure(far: SshFar) -> None:
     assert caught.value.lines == ("one", "two")
 
 
+def test_a_script_that_is_killed_is_no_broken_connection(far: SshFar) -> None:
+    with pytest.raises(FarCommandError) as caught:
+        far.run("echo one; kill -KILL $$")
+    assert caught.value.lines == ("one",)
+
+
 def test_lines_come_as_they_are_said(far: SshFar) -> None:
     heard: list[tuple[float, str]] = []
     far.run("echo a; sleep 0.5; printf 'b\\rc'", on_line=lambda line: heard.append((time.monotonic(), line)))

@@ -97,11 +97,11 @@ def test_whoever_falls_silent_is_not_waited_for(
 def test_whoever_shows_life_is_waited_for(
     ssh: SshSettings, far: SshFar, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longarm_edge.provision.far.LEASE_SECONDS", 3)
-    monkeypatch.setattr("longarm_edge.provision.far.BEAT_SECONDS", 0.5)
+    monkeypatch.setattr("longarm_edge.provision.far.LEASE_SECONDS", 2)
+    monkeypatch.setattr("longarm_edge.provision.far.BEAT_SECONDS", 0.3)
     with far.hold(str(directory), print):
         other = Other(ssh, directory)
-        assert not other.has_it.wait(5)
+        assert not other.has_it.wait(4)
         assert len(other.told) == 1
     other.leave()
 

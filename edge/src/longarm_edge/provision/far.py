@@ -20,6 +20,7 @@ OnLine = Callable[[str], None]
 MASK = "**********"
 OPEN_TIMEOUT = 30.0
 READ_BYTES = 32768
+BREAK_SECONDS = 1.0
 # Whoever holds a directory shows that often that it is alive. Without that for so long, it is not: on a slow link a
 # sign of life waits behind two megabytes of an upload
 BEAT_SECONDS = 5.0
@@ -198,8 +199,11 @@ class SshFar:
 
     def _exit_code(self, channel: paramiko.Channel) -> int:
         code: int = channel.recv_exit_status()
-        if code == -1 and not self._transport.is_active():
-            raise ConnectionLostError("The SSH connection broke while a command ran on the far side.")
+        if code == -1:
+            # Without one it was killed; or the connection breaks, which ends the channels a moment before itself
+            self._transport.join(BREAK_SECONDS)
+            if not self._transport.is_active():
+                raise ConnectionLostError("The SSH connection broke while a command ran on the far side.")
         return code
 
     def _without_secrets(self, line: str) -> str:
