@@ -12,7 +12,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from longarm_wire._declarations import MASK, decoded, default, is_mapping, is_secret, leaves, resolve, written
+from longarm_wire._declarations import (
+    MASK,
+    decoded,
+    default,
+    is_mapping,
+    is_secret,
+    is_switch,
+    leaves,
+    resolve,
+    written,
+)
 from longarm_wire._flags import parse
 
 # Prefixes of this project's processes. A variable LONGARM_* with another prefix is a misspelling
@@ -94,6 +104,12 @@ class ProcessSettings(BaseSettings):
         """Returns every environment variable of the class with its declaration."""
         prefix = cls.model_config.get("env_prefix", "")
         return {prefix + name.upper(): info for name, info in leaves(cls)}
+
+    @classmethod
+    def switches(cls) -> frozenset[str]:
+        """Returns the flags that may stand alone. All others take a value, in the same word or the next."""
+        names = [name.replace("__", ".") for name, info in leaves(cls) if is_switch(info)]
+        return frozenset(f"--{prefix}{name}" for name in names for prefix in ("", "no-"))
 
     def effective(self) -> dict[str, str]:
         """Returns every variable with its effective value as it would be written, secrets masked."""

@@ -25,6 +25,8 @@ from longarm_edge.tunnel.settings import SshSettings
 from longarm_edge.tunnel.ssh_config import Hop
 
 logger = logging.getLogger(__name__)
+# What goes wrong comes up as an exception; paramiko would log its traceback as well
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 # The largest payload that fits one of paramiko's packets
 READ_BYTES = 32704
