@@ -82,7 +82,7 @@ class Planner:
       fps: Ticks per second.
       actions_per_chunk: What the setting limits a chunk to; 0: nothing.
       request_timeout: Longest deadline of a prediction in seconds.
-      wait_for_tick: Returns after the next tick's command is out, or after so many seconds.
+      wait_for_tick: Returns True after the next tick's command is out, False if none was within so many seconds.
       rtc: Makes chunks follow each other, for a session that was opened with it.
     """
 
@@ -99,7 +99,7 @@ class Planner:
     fps: float
     actions_per_chunk: int
     request_timeout: float
-    wait_for_tick: Callable[[float], object]
+    wait_for_tick: Callable[[float], bool]
     rtc: RealTimeChunking | None = None
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
@@ -164,8 +164,9 @@ class Planner:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if self.first_chunk.is_set():
-                self.wait_for_tick(2 / self.fps)
+            if self.first_chunk.is_set() and not self.wait_for_tick(2 / self.fps):
+                # The loop has not begun, or a call to the robot hangs: what is seen then belongs to no step for sure
+                continue
             try:
                 self._step()
             except Exception as error:

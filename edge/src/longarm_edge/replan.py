@@ -89,7 +89,7 @@ class Replanner:
             # Whatever is left would be executed before the answer comes, and the answer would have lost as much of
             # its own. Asked with d of C actions left, an answer of L gives C - d of them in each C - 2d + L: for L >= C
             # that is best at d = 0
-            return depth == 0
+            return playback_left <= 0
         if p95 is None or depth <= self.least_depth or self.urgent(playback_left, p95):
             return True
         match self.mode:
