@@ -1,5 +1,6 @@
 """Getting in: keys, passphrases, passwords, the agent, jump hosts, and what is said when it does not work."""
 
+import getpass
 import os
 import re
 import socket
@@ -8,6 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from longarm_edge.tunnel import Cause, PermanentTunnelError, State, TunnelError, Warned
 from longarm_edge.tunnel.local_sshd import descendants, make_key
@@ -22,17 +25,47 @@ def fails(lab, settings, cause: Cause, words: str) -> TunnelError:
 
 
 def test_a_key_gets_in_and_two_ports_lead_there(lab) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, metrics_port = free_port(), free_port()
     with socket.create_server(("127.0.0.1", 0)) as metrics:
-        tunnel = lab.up(lab.settings(lab.sshd(), local_port=port, metrics_port=metrics.getsockname()[1]))
-        assert tunnel.address == f"127.0.0.1:{port}"
-        host, port = tunnel.metrics_address.split(":")
-        with socket.create_connection((host, int(port))) as scraper:
+        settings = lab.settings(lab.sshd(), local_port=port, local_metrics_port=metrics_port)
+        tunnel = lab.up(settings.model_copy(update={"metrics_port": metrics.getsockname()[1]}))
+        for address in (tunnel.address, f"127.0.0.1:{port}"):
+            HealthStub(lab.channel(address)).Check(HealthCheckRequest(), timeout=10)
+        assert tunnel.metrics_address == f"127.0.0.1:{metrics_port}"
+        with socket.create_connection(("127.0.0.1", metrics_port)) as scraper:
             scraper.sendall(b"GET")
             with metrics.accept()[0] as server:
                 assert server.recv(3) == b"GET"
+                server.sendall(b"200")
+            assert scraper.recv(4) == b"200"
+            assert scraper.recv(1) == b""
+
+
+def test_no_port_is_open_that_nobody_asked_for(lab) -> None:
+    before = listening()
+    tunnel = lab.up(lab.settings(lab.sshd()))
+    assert len(listening() - before) == 1, "sshd's own"
+    assert tunnel.metrics_address == ""
+
+
+def listening() -> set[str]:
+    """Returns the addresses on which programs of this machine listen, as the kernel writes them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "0A"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def test_a_login_may_take_longer_than_silence(lab) -> None:
+    """Slow modules of PAM, a name server that does not answer: sshd says nothing for seconds and is well."""
+    keys = lab.directory / "sshd" / "authorized_keys"
+    command = f'AuthorizedKeysCommand /bin/sh -c "sleep 2.5; cat {keys}"'
+    sshd = lab.sshd(options=[command, f"AuthorizedKeysCommandUser {getpass.getuser()}", "AuthorizedKeysFile none"])
+    lab.up(lab.settings(sshd))
+    assert lab.seen(State.DOWN) == 0
 
 
 def test_a_key_that_the_server_does_not_know_ends_it(lab, tmp_path: Path) -> None:
@@ -259,16 +292,14 @@ def test_a_server_that_forwards_nothing(lab) -> None:
 
 def test_a_refused_metrics_port_is_not_the_service(lab) -> None:
     """Prometheus asks for it all the time, also while the service is not there yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = probe.getsockname()[1]
+    nobody, metrics_port = free_port(), free_port()
     sshd = lab.sshd(options=[f"PermitOpen 127.0.0.1:{nobody}"])
-    tunnel = lab.tunnel(lab.settings(sshd, service_port=nobody, metrics_port=nobody - 1))
+    settings = lab.settings(sshd, service_port=nobody, metrics_port=nobody - 1, local_metrics_port=metrics_port)
+    tunnel = lab.tunnel(settings)
     with pytest.raises(TunnelError):
         tunnel.open(0.01)
     lab.wait(lambda: tunnel.state is State.WAITING and "nothing listens" in tunnel.message)
-    host, port = tunnel.metrics_address.split(":")
-    with socket.create_connection((host, int(port))) as scraper:
+    with socket.create_connection(("127.0.0.1", metrics_port)) as scraper:
         assert scraper.recv(1) == b""
     with pytest.raises(TunnelError, match="nothing listens"):
         tunnel.open(1)

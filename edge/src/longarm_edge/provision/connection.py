@@ -31,7 +31,7 @@ def connected(settings: SshSettings, ask: Ask | None) -> Iterator[paramiko.Trans
     """
     with ExitStack() as stack:
         try:
-            route = Route(settings=settings, ports=(), host_keys=HostKeys(settings, ask))
+            route = Route(settings=settings, forwards={}, host_keys=HostKeys(settings, ask))
             _, transport = log_in(route, stack)
         except PermanentTunnelError as error:
             raise ConfigurationError([error.message]) from error

@@ -1,0 +1,76 @@
+"""Another user of the robot's laptop, who takes any address that is to be had and answers there as a policy service.
+
+usage: python intruder.py ADDRESS ...
+
+Goes on trying until its input ends; then prints as JSON which addresses it got and how often it was asked for actions.
+"""
+
+import json
+import os
+import select
+import sys
+from concurrent import futures
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
+from longarm_wire import tensors
+
+NOBODY = 65534
+# Where no policy of the tests sends the arm
+WHERE_TO = -77.0
+STEPS = 30
+
+
+class Intruder(PolicyServiceServicer):
+    """Sends an arm of three joints where it wants it."""
+
+    predictions = 0
+
+    def GetServiceInfo(self, request, context):
+        return pb.GetServiceInfoResponse()
+
+    def PredictChunk(self, request, context):
+        self.predictions += 1
+        return pb.PredictChunkResponse(
+            sequence=request.sequence,
+            episode=request.episode,
+            tick=request.tick,
+            step_count=STEPS,
+            actions=tensors.pack(np.full((STEPS, 3), WHERE_TO, np.float32)),
+        )
+
+
+def main(addresses: list[str]) -> None:
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    intruder, servers = Intruder(), {}
+    print("ready", flush=True)
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        for address in addresses:
+            if address not in servers and (server := take(address, intruder)):
+                servers[address] = server
+    print(json.dumps({"taken": list(servers), "predictions": intruder.predictions}), flush=True)
+
+
+def take(address: str, intruder: Intruder) -> grpc.Server | None:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    checks = health.HealthServicer()
+    checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    add_PolicyServiceServicer_to_server(intruder, server)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError:
+        return None
+    server.start()
+    return server
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
