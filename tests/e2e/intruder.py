@@ -9,7 +9,7 @@ import json
 import os
 import select
 import sys
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -45,11 +45,12 @@ class Intruder(PolicyServiceServicer):
 
 
 def main(addresses: list[str]) -> None:
+    intruder, servers = Intruder(), {}
+    take("127.0.0.1:0", intruder)  # imports all that another user may not read
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-    intruder, servers = Intruder(), {}
     print("ready", flush=True)
     while not select.select([sys.stdin], [], [], 0.02)[0]:
         for address in addresses:
@@ -59,7 +60,7 @@ def main(addresses: list[str]) -> None:
 
 
 def take(address: str, intruder: Intruder) -> grpc.Server | None:
-    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server = grpc.server(ThreadPoolExecutor(4))
     checks = health.HealthServicer()
     checks.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

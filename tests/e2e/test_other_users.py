@@ -1,4 +1,4 @@
-"""Somebody else on the robot's laptop: takes no place of the service's, is shown nothing and moves nothing."""
+"""Somebody else on the robot's laptop: does not take the service's place, is shown nothing and moves nothing."""
 
 import json
 import os
@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from longarm_edge.link import LinkState
-from longarm_edge.metrics import Tick
+from longarm_edge.metrics import Observation, Tick
 from longarm_edge.run import Run
 from longarm_edge.tunnel.local_sshd import LocalSshd, NoSshdError
 from longarm_edge.tunnel.settings import Backend
@@ -31,7 +30,6 @@ def another_user(*addresses: str) -> Iterator[dict]:
         [sys.executable, intruder.__file__, *addresses],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "GRPC_VERBOSITY": "NONE"},
     ) as process:
@@ -58,8 +56,63 @@ def sshd(tmp_path):
         yield server
 
 
+def and_stop(meanwhile: Callable[[Run], None]) -> Callable[[Run], None]:
+    """Returns meanwhile, followed by the end of the run however it went."""
+
+    def both(run: Run) -> None:
+        try:
+            meanwhile(run)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return both
+
+
 def went(arm) -> set[float]:
     return {position for _, pose in arm.commands for position in pose}
+
+
+def test_what_takes_the_place_of_a_service_without_a_tunnel_is_not_believed(edge, service, arm) -> None:
+    """It is asked, and cannot know the secret that the service told at the opening of the session."""
+    e = edge(duration=0)
+    reports, rejected = [], lambda run: run.trace.observation_counts[Observation.REJECTED]
+
+    def swap(run: Run) -> None:
+        until(lambda: run.trace.tick_counts[Tick.ACTION] > 20, "streaming")
+        service.stop()
+        with another_user(service.address) as report:
+            reports.append(report)
+            until(lambda: rejected(run) > 1, "it was asked")
+            until(lambda: run.trace.tick_counts[Tick.IDLE] > 10, "the queue is empty")
+            assert run.link_state() is LinkState.STALLED
+        service.start()
+        moved = len(arm.commands)
+        until(lambda: len(arm.commands) > moved + 10, "streaming again")
+
+    result = e.go(and_stop(swap))
+    assert result.exit_code == exit_codes.DONE
+    assert reports[0]["predictions"] > 1
+    assert intruder.WHERE_TO not in went(arm)
+
+
+def test_nothing_is_asked_while_something_is_in_the_way(edge, script, arm) -> None:
+    """A tunnel that is not up, say: whoever answers then need not be the service."""
+    e = edge(duration=0)
+    hindrance = [""]
+    e.run._hindrance = lambda: hindrance[0]
+
+    def block(run: Run) -> None:
+        until(lambda: run.trace.tick_counts[Tick.ACTION] > 20, "streaming")
+        hindrance[0] = "the bridge is up"
+        until(lambda: run.trace.tick_counts[Tick.IDLE] > 0, "the queue is empty")
+        asked = script.predictions
+        until(lambda: run.trace.tick_counts[Tick.IDLE] > 10, "it goes on without")
+        assert script.predictions == asked
+        assert run.link_state() is LinkState.RECONNECTING
+        hindrance[0] = ""
+        until(lambda: script.predictions > asked + 1, "it asks again")
+
+    assert e.go(and_stop(block)).exit_code == exit_codes.DONE
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="Only root can be somebody else")
@@ -81,10 +134,9 @@ def test_nobody_takes_the_place_of_a_tunnel_that_is_down(edge, sshd, service, ar
             assert len(arm.commands) == held
             assert run.link_state() is not LinkState.STREAMING
             sshd.start()
-            until(lambda: len(arm.commands) > held + 10, "streaming again", timeout=20)
-        os.kill(os.getpid(), signal.SIGINT)
+            until(lambda: len(arm.commands) > held + 10, "streaming again")
 
-    result = e.go(outage)
+    result = e.go(and_stop(outage))
     assert result.exit_code == exit_codes.DONE
     assert reports == [{"taken": [], "predictions": 0}]
     assert intruder.WHERE_TO not in went(arm)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import statistics
@@ -73,6 +74,40 @@ def test_a_silent_link_is_found_out(lab) -> None:
     # The timeout of 2 s, plus the second between two signs of life, plus what ssh rounds
     assert time.monotonic() - started < 4.5
     wire.silent.clear()
+    lab.wait(lambda: tunnel.state is State.UP)
+
+
+def test_a_silent_link_through_a_jump_host_is_found_out(lab, tmp_path: Path) -> None:
+    """Nobody but the two ends can see what comes in."""
+    jump, target = lab.sshd("jump"), lab.sshd("target")
+    jump.authorized_keys.write_text(target.client_key.with_suffix(".pub").read_text())
+    wire = lab.wire(jump)
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host gpu\n  HostName 127.0.0.1\n  ProxyJump gate\n"
+        f"Host gate\n  HostName 127.0.0.1\n  Port {wire.port}\n  IdentityFile {target.client_key}\n"
+    )
+    known = lab.known_hosts(jump, target)
+    known.write_text(known.read_text().replace(f":{jump.port} ", f":{wire.port} "))
+    lab.up(lab.settings(target, host="gpu", config_file=config, known_hosts_file=known))
+    time.sleep(1)
+    wire.silent.set()
+    started = time.monotonic()
+    lab.wait(lambda: bool(losses(lab)))
+    assert losses(lab)[0] is Cause.SILENT
+    assert time.monotonic() - started < 4.5
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(lab) -> None:
+    tunnel = lab.up(lab.settings(lab.sshd()))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    (process_id,) = tunnel_processes()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        os.kill(process_id, signal.SIGKILL)
+        lab.wait(lambda: "could not be run" in tunnel.message)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     lab.wait(lambda: tunnel.state is State.UP)
 
 

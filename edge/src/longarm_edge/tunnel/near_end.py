@@ -113,7 +113,8 @@ def _hold(port: int, setting: str) -> socket.socket:
     except OSError as error:
         raise PermanentTunnelError(
             Cause.LOCAL_PORT,
-            f"The local port {port} is not to be had ({error.strerror}). Set {setting} to another one, or to 0 for none.",
+            f"The local port {port} is not to be had ({error.strerror}). Set {setting} to another one, or to 0 for "
+            "none.",
         ) from error
 
 

@@ -72,8 +72,8 @@ def connect(route: Route) -> "OpensshLink":
             "There is no ssh on this machine. Install openssh-client, or set LONGARM_EDGE_SSH__BACKEND=paramiko.",
         )
     keys.check(settings)
-    # ssh has one limit for silence in a login, which may be slow (PAM, a name server), and in what comes after. So it is
-    # given the one for a login, and the link watches over itself
+    # ssh has one limit for silence during a login, which may be slow (PAM, a name server), and after it. So it is given
+    # the one for a login, and the link watches over itself
     patience = 3 * settings.connect_timeout
     started = time.monotonic()
     try:

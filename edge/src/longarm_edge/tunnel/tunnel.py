@@ -168,14 +168,17 @@ class Tunnel:
     def _keep_running(self) -> None:
         backoff = Backoff(cap=self._settings.reconnect_cap)
         while not self._closing.is_set():
-            code = self._run_process(backoff)
+            try:
+                ended = f"ended with exit code {self._run_process(backoff)}"
+            except OSError as error:  # too many processes or files, say
+                ended = f"could not be run: {error.strerror}"
             if self._closing.is_set() or self.failure:
                 break
             self._handle(
                 StateChanged(
                     state=State.DOWN,
                     cause=Cause.PROCESS,
-                    message=f"The tunnel's process ended with exit code {code}. It is started again.",
+                    message=f"The tunnel's process {ended}. It is started again.",
                 )
             )
             self._closing.wait(backoff.next())
