@@ -2,12 +2,14 @@
 
 usage: python intruder.py ADDRESS ...
 
-Goes on trying until its input ends; then prints as JSON which addresses it got and how often it was asked for actions.
+Goes on trying until its input ends; then prints as JSON which addresses it got, which it could connect to when somebody
+else had them, and how often it was asked for actions.
 """
 
 import json
 import os
 import select
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,12 +53,21 @@ def main(addresses: list[str]) -> None:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
+    reached = [address for address in addresses if answers(address)]
     print("ready", flush=True)
     while not select.select([sys.stdin], [], [], 0.02)[0]:
         for address in addresses:
             if address not in servers and (server := take(address, intruder)):
                 servers[address] = server
-    print(json.dumps({"taken": list(servers), "predictions": intruder.predictions}), flush=True)
+    report = {"reached": reached, "taken": list(servers), "predictions": intruder.predictions}
+    print(json.dumps(report), flush=True)
+
+
+def answers(address: str) -> bool:
+    host, _, where = address.rpartition(":")
+    path = host == "unix"
+    with socket.socket(socket.AF_UNIX if path else socket.AF_INET) as probe:
+        return probe.connect_ex(where if path else (host, int(where))) == 0
 
 
 def take(address: str, intruder: Intruder) -> grpc.Server | None:
