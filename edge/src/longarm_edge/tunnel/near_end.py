@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,8 @@ from longarm_edge.tunnel.settings import SshSettings
 # Short enough for a socket's address (104 bytes on macOS, 108 on Linux), and plain enough for every notation of one
 _PLAIN_PLACE = re.compile(r"[\w./-]{1,70}", re.ASCII)
 _PIECE_BYTES = 65536
+# On one port at a time. Whoever asks for more waits: the tunnel needs files and threads as well
+MAX_CONNECTIONS = 32
 
 
 class NearEnd:
@@ -78,33 +81,45 @@ def lead(listener: socket.socket, path: str) -> None:
     While nobody listens there, the tunnel being down, connections are accepted and closed.
     """
 
+    room = threading.Semaphore(MAX_CONNECTIONS)
+
     def accept() -> None:
-        with suppress(OSError):  # closed
-            while True:
+        while True:
+            room.acquire()
+            try:
                 near, _ = listener.accept()
-                threading.Thread(target=_carry, args=(near, path), name="carry", daemon=True).start()
+            except OSError:  # given up meanwhile, or too many files are open
+                room.release()
+                time.sleep(0.1)
+            else:
+                threading.Thread(target=carry, args=(near,), name="carry", daemon=True).start()
+
+    def carry(near: socket.socket) -> None:
+        with near, suppress(OSError):
+            _carry(near, path)
+        room.release()
 
     threading.Thread(target=accept, name="lead", daemon=True).start()
 
 
 def _carry(near: socket.socket, path: str) -> None:
-    """Carries bytes both ways until both sides are done."""
-    with near, socket.socket(socket.AF_UNIX) as far:
+    """Carries bytes both ways until the far side is done."""
+    with socket.socket(socket.AF_UNIX) as far:
+        far.connect(path)
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with suppress(OSError):
-            far.connect(path)
-            back = threading.Thread(target=_pump, args=(far, near), name="carry-back", daemon=True)
-            back.start()
-            _pump(near, far)
-            back.join()
+        # What ends the one direction wakes the other
+        back = threading.Thread(target=_pump, args=(far, near, socket.SHUT_RDWR), name="carry-back", daemon=True)
+        back.start()
+        _pump(near, far, socket.SHUT_WR)
+        back.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, shut: int) -> None:
     with suppress(OSError):
         while piece := source.recv(_PIECE_BYTES):
             sink.sendall(piece)
     with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+        sink.shutdown(shut)
 
 
 def _hold(port: int, setting: str) -> socket.socket:
@@ -118,9 +133,14 @@ def _hold(port: int, setting: str) -> socket.socket:
         ) from error
 
 
-def _private_directory() -> str:
+def place_for_sockets() -> str:
+    """Returns where to make a directory for sockets: as for any temporary file, if that can be part of an address."""
     usual = tempfile.gettempdir()
-    place = usual if _PLAIN_PLACE.fullmatch(usual) else "/tmp"  # noqa: S108  # mkdtemp makes its own directory in it
+    return usual if _PLAIN_PLACE.fullmatch(usual) else "/tmp"  # noqa: S108  # mkdtemp makes its own directory in it
+
+
+def _private_directory() -> str:
+    place = place_for_sockets()
     try:
         return tempfile.mkdtemp(prefix="longarm-", dir=place)
     except OSError as error:

@@ -57,6 +57,9 @@ class Worker:
         self._stopping = threading.Event()
         self._link: Link | None = None
         self._was_up = order.was_up
+        cap = self._settings.reconnect_cap
+        self._losses = Backoff(cap=cap)
+        self._refusals = Backoff(first=REFUSED_PAUSE, cap=max(REFUSED_CAP, cap))
         paths = {port: socket_path(order.directory, port) for port in self._settings.forwards}
         self._address = f"unix:{paths[self._settings.service_port]}"
         self._ports = [(socket.socket(fileno=number), paths[far]) for number, far in order.ports.items()]
@@ -71,8 +74,6 @@ class Worker:
         """Returns an exit code once it is stopped or can never work."""
         for listener, path in self._ports:
             lead(listener, path)
-        backoff = Backoff(cap=self._settings.reconnect_cap)
-        refusals = Backoff(first=REFUSED_PAUSE, cap=max(REFUSED_CAP, self._settings.reconnect_cap))
         while not self._stopping.is_set():
             self._state(State.CONNECTING)
             try:
@@ -80,7 +81,7 @@ class Worker:
                     self._link = link
                     if self._stopping.is_set():
                         break
-                    self._watch(link, backoff)
+                    self._watch(link)
             except TunnelError as error:
                 refused = isinstance(error, PermanentTunnelError)
                 if refused and (error.cause in FOR_A_PERSON or not self._was_up):
@@ -88,7 +89,7 @@ class Worker:
                     return exit_codes.CANNOT_START
                 if not self._stopping.is_set():
                     self._state(State.DOWN, error)
-                    self._stopping.wait((refusals if refused else backoff).next())
+                    self._stopping.wait((self._refusals if refused else self._losses).next())
         return exit_codes.DONE
 
     def stop(self) -> None:
@@ -98,7 +99,7 @@ class Worker:
         if self._link is not None:
             self._link.ended.set()
 
-    def _watch(self, link: Link, backoff: Backoff) -> None:
+    def _watch(self, link: Link) -> None:
         """Asks the service for its health until the link is gone, and raises why."""
         reported: StateChanged | None = None
         traffic = (0, 0)
@@ -119,7 +120,8 @@ class Worker:
                     interval = WAITING_PROBE_INTERVAL
                 else:
                     self._was_up = True
-                    backoff.reset()
+                    self._losses.reset()
+                    self._refusals.reset()
                     link.forward_error = None
                     current = StateChanged(state=State.UP)
                     interval = PROBE_INTERVAL
