@@ -66,7 +66,7 @@ def listening() -> set[str]:
     for process_id in (os.getpid(), *descendants(os.getpid())):
         for descriptor in Path(f"/proc/{process_id}/fd").glob("*"):
             with contextlib.suppress(OSError):
-                held.add(os.readlink(descriptor))
+                held.add(str(descriptor.readlink()))
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in held}
 
