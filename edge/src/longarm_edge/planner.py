@@ -41,6 +41,7 @@ OUTCOMES = {
     Reason.POLICY_RETURNED_INVALID: Observation.REJECTED,
     Reason.INVALID_REQUEST: Observation.REJECTED,
     Reason.INVALID_IMAGE: Observation.REJECTED,
+    Reason.FOREIGN_REPLY: Observation.REJECTED,
     Reason.SESSION_UNKNOWN: Observation.LOST,
     Reason.SHUTTING_DOWN: Observation.LOST,
 }
@@ -84,6 +85,7 @@ class Planner:
       request_timeout: Longest deadline of a prediction in seconds.
       wait_for_tick: Returns True after the next tick's command is out, False if none was within so many seconds.
       rtc: Makes chunks follow each other, for a session that was opened with it.
+      hindrance: Says why nothing may be asked of the service now; nothing if it may.
     """
 
     robot: Observed
@@ -101,6 +103,7 @@ class Planner:
     request_timeout: float
     wait_for_tick: Callable[[float], bool]
     rtc: RealTimeChunking | None = None
+    hindrance: Callable[[], str] = lambda: ""
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -189,8 +192,10 @@ class Planner:
         ):
             return
         p95 = self.round_trips.p95()
-        outlook = self.queue.outlook()
         self.link.asking(now)
+        if not self._may_ask():
+            return
+        outlook = self.queue.outlook()
         captured_at = self.clock.now()
         try:
             reading = self.robot.observe()
@@ -319,19 +324,29 @@ class Planner:
             logger.info("the service is within reach again")
         return answer
 
+    def _may_ask(self) -> bool:
+        """Waits a moment for what hinders to be over, and returns whether it is."""
+        self._nudged.clear()
+        if self._stopping.is_set():
+            return False
+        if why := self.hindrance():
+            self.link.unreachable(why)
+            self._disconnected()
+            self._nudged.wait(PAUSE_CAP)
+        return not self._stopping.is_set() and not self.hindrance()
+
     def _connect(self) -> bool:
         """Waits for a connection, so that nothing is captured that is old when it stands. Returns whether it does."""
         try:
             self.client.connect(self._patience.connect_seconds())
         except UnreachableError as error:
-            self.link.unreachable(str(error))
+            self.link.unreachable(self.hindrance() or str(error))
             self._say(str(error))
             return False
         self.link.reached()
         return not self._stopping.is_set()
 
     def _lost(self, error: UnreachableError, timeout: float = 0.0) -> None:
-        """The connection is gone: its replies belong to the past."""
         message = str(error)
         # Lost before, and found again just before this try: _connect saw to it
         if self._unreachable and isinstance(error, LateError) and timeout >= self.request_timeout:
@@ -342,9 +357,13 @@ class Planner:
             self.link.trouble(message)
         else:
             self.link.unreachable(message)
+        self._disconnected()
+        self._pause(message)
+
+    def _disconnected(self) -> None:
+        """The connection is gone: its replies belong to the past."""
         self._unreachable = True
         self.queue.begin_epoch()
-        self._pause(message)
 
     def _reopen(self) -> bool:
         """Opens the session anew. Returns whether it is open."""

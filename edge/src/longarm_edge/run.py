@@ -178,7 +178,8 @@ class Run:
         stack.enter_context(self.endpoint)
         self._watchers.start(stack)
         address = self._open_tunnel(stack)
-        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
+        name = self.tunnel.leads_to if self.tunnel is not None else ""
+        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality, name=name)
         stack.callback(client.close)
         session = self._open_session(client, signals)
         logger.info(
@@ -303,7 +304,8 @@ class Run:
             raise ConfigurationError([f"The tunnel cannot be opened ({error.cause}): {error}"]) from error
         except TunnelError as error:
             raise RunFailedError(f"{error} ({error.cause})") from error
-        logger.info("tunnel to %s: service metrics at %s", self.settings.ssh.host, self.tunnel.metrics_address)
+        if self.tunnel.metrics_address:
+            logger.info("tunnel to %s: service metrics at %s", self.settings.ssh.host, self.tunnel.metrics_address)
         return self.tunnel.address
 
     def _open_session(self, client: PolicyClient, signals: Signals) -> Session:
@@ -321,7 +323,7 @@ class Run:
                     if self.clock.now() >= give_up_at:
                         raise RunFailedError(
                             f"{error}. Gave up after connect_timeout={settings.connect_timeout:g} s. Is the service "
-                            f"running, and does {client.address} lead to it?"
+                            f"running, and does {client.name} lead to it?"
                         ) from error
                     logger.debug("%s", error)
                     client.redial()
@@ -360,7 +362,14 @@ class Run:
             request_timeout=settings.request_timeout,
             wait_for_tick=signal.wait,
             rtc=rtc,
+            hindrance=self._hindrance,
         )
+
+    def _hindrance(self) -> str:
+        """Returns why nothing may be asked of the service now; nothing if it may."""
+        if self.tunnel is None or self.tunnel.state is State.UP:
+            return ""
+        return self.tunnel.message or f"The tunnel is {self.tunnel.state.value}."
 
     def _stop_reason(self, now: float, signals: Signals) -> str | None:
         if signals.count:

@@ -94,13 +94,14 @@ class Examination:
 
     def _look_at_the_way(self, stack: ExitStack) -> Steps[PolicyClient | None]:
         settings = self.settings
-        address: str | None = settings.server_address
+        address, name = settings.server_address, ""
         if settings.ssh.host:
-            address = yield from check_tunnel(settings.ssh, settings.connect_timeout, stack, self.ask)
-        if address is None:
-            yield Finding("service", Verdict.SKIPPED, "there is no way to it")
-            return None
-        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
+            tunnel = yield from check_tunnel(settings.ssh, settings.connect_timeout, stack, self.ask)
+            if tunnel is None:
+                yield Finding("service", Verdict.SKIPPED, "there is no way to it")
+                return None
+            address, name = tunnel.address, tunnel.leads_to
+        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality, name=name)
         stack.callback(client.close)
         return client
 
@@ -108,11 +109,11 @@ class Examination:
         try:
             info = client.service_info(timeout=SERVICE_TIMEOUT)
         except UnreachableError as error:
-            fix = f"Start longarm-service there, and see that {client.address} leads to it"
+            fix = f"Start longarm-service there, and see that {client.name} leads to it"
             yield Finding("service", Verdict.FAILED, str(error), fix)
             return False
         except WireError as error:
-            yield Finding("service", Verdict.FAILED, str(error), f"Lead {client.address} to a longarm-service")
+            yield Finding("service", Verdict.FAILED, str(error), f"Lead {client.name} to a longarm-service")
             return False
         what = f"longarm-service {info.service_version}, LeRobot {info.lerobot_version}, torch {info.torch_version}"
         if info.service_version == __version__:

@@ -34,7 +34,7 @@ def connected(settings: SshSettings, ask: Ask | None, aside: Aside | None = None
     """
     with ExitStack() as stack:
         try:
-            route = Route(settings=settings, ports=(), host_keys=HostKeys(settings, ask))
+            route = Route(settings=settings, forwards={}, host_keys=HostKeys(settings, ask))
             connection, transport = log_in(route, stack)
         except PermanentTunnelError as error:
             raise ConfigurationError([error.message]) from error

@@ -1,8 +1,8 @@
 """The tunnel by the system's ssh, for what only it can do; the same settings, messages and host key policy.
 
 ssh -N as everybody uses it costs 44 ms a round trip for larger requests: sshd turns Nagle's algorithm off only once a
-command runs. So this one runs a command that waits. It also says when the connection is ready, and it ends, and ssh
-with it, when our pipe closes.
+command runs. So this one runs a command that waits. It also says when the connection is ready, gives back what it is
+sent as a sign of life, and ends, and ssh with it, when our pipe closes.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from longarm_edge.tunnel.settings import SshSettings
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 READY = "LONGARM-TUNNEL-READY"
-REMOTE_COMMAND = f"echo {READY}; exec cat >/dev/null"
+REMOTE_COMMAND = f"echo {READY}; exec cat"
 # ssh's own failures; any other code is the remote command's
 SSH_FAILED = 255
 # ssh's own question about a file on this machine. Since 8.5 it puts (user@host) before what a server asks
@@ -37,10 +37,12 @@ SESSION_REFUSED = re.compile(r"^channel \d+: open failed|request failed on chann
 # Seconds to learn whether the account runs commands. A shell that takes longer to start, with conda in its profile say,
 # holds up nothing: the ports are forwarded by then
 SHELL_TIMEOUT = 2.0
+# Seconds between two looks whether the link lives
+WATCH_INTERVAL = 0.5
 # What ssh says in any case: not kept
 _NO_NEWS = ("debug1: ", "Transferred: ", "Bytes per second: ")
 _OPEN_FAILED = re.compile(r"^channel (\d+): open failed: ([a-z ]+)")
-_CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port (\d+) for ")
+_CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port \S+ for \S+ port (\d+)")
 
 
 def connect(route: Route) -> "OpensshLink":
@@ -52,22 +54,28 @@ def connect(route: Route) -> "OpensshLink":
             "There is no ssh on this machine. Install openssh-client, or set LONGARM_EDGE_SSH__BACKEND=paramiko.",
         )
     keys.check(settings)
+    # ssh has one limit for silence during a login, which may be slow (PAM, a name server), and after it. So it is given
+    # the one for a login, and the link watches over itself
+    patience = 3 * settings.connect_timeout
+    started = time.monotonic()
     try:
-        return _connect(route, with_command=True)
+        return _connect(route, patience, with_command=True)
     except _NoShellError:
         route.warn(
             "The SSH server runs no commands for this account, so it keeps waiting to fill its packets: expect up to "
             "44 ms more per round trip. The paramiko backend may do better."
         )
-        return _connect(route, with_command=False)
+        # Without a command it may be up to ssh to notice silence: soon, and not sooner than this login takes
+        patience = max(settings.silence_timeout, 2 * (time.monotonic() - started))
+        return _connect(route, patience, with_command=False)
 
 
-def _connect(route: Route, *, with_command: bool) -> "OpensshLink":
+def _connect(route: Route, patience: float, *, with_command: bool) -> "OpensshLink":
     settings = route.settings
     call = _Call(route)
     with Questions({"host-key": call.host_key, "secret": call.secret, "dial": call.dial}) as questions:
         config = questions.directory / "config"
-        config.write_text(_config(settings, questions))
+        config.write_text(_config(settings, questions, patience))
         call.learn(_effective(config, settings))
         options = _options(route, config, call, questions)
         if with_command:
@@ -161,9 +169,10 @@ class OpensshLink:
         self.ended = threading.Event()
         self.forward_error: TunnelError | None = None
         self._settings = route.settings
-        self._service_port = route.ports[0]
         self._call = call
         self._ready = False
+        self._silent = False
+        self._echo_count = 0
         self._failed: dict[str, str] = {}
         self._lines: deque[str] = deque(maxlen=20)
         self._heard = threading.Condition()
@@ -183,6 +192,12 @@ class OpensshLink:
         ]
         for thread in self._threads:
             thread.start()
+        os.set_blocking(self._stdin, False)
+
+    @property
+    def _stdin(self) -> int:
+        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
+        return self._process.stdin.fileno()
 
     def wait_ready(self, sign: str) -> None:
         """Returns once ssh has said sign.
@@ -200,6 +215,9 @@ class OpensshLink:
         self._wait_for(sign, SHELL_TIMEOUT)
         if not self.ended.is_set():
             self._ready = True
+            watch = threading.Thread(target=self._watch, name="ssh-watch", daemon=True)
+            watch.start()
+            self._threads.append(watch)
         elif self._process.poll() != SSH_FAILED or any(map(SESSION_REFUSED.search, self._lines_so_far())):
             expired = any(map(refusals.PASSWORD_EXPIRED.search, self._lines_so_far()))
             raise self.loss() if expired else _NoShellError(Cause.CLOSED, "The account runs no commands.")
@@ -215,11 +233,8 @@ class OpensshLink:
     def loss(self) -> TunnelError:
         """Returns why the connection is gone."""
         lines = self._lines_so_far()
-        for line in lines:
-            if re.search(r"Timeout, server .* not responding", line):
-                return TunnelError(
-                    Cause.SILENT, f"The link gave no sign of life for {self._settings.silence_timeout:g} s."
-                )
+        if self._silent or any(re.search(r"Timeout, server .* not responding", line) for line in lines):
+            return TunnelError(Cause.SILENT, f"The link gave no sign of life for {self._settings.silence_timeout:g} s.")
         if self._ready:
             return TunnelError(Cause.CLOSED, f"The link was closed by the far side or the network ({self._last()}).")
         return sayings.meaning(lines, self._settings, direct=self._call.direct) or TunnelError(
@@ -233,14 +248,36 @@ class OpensshLink:
     def close(self) -> None:
         """Ends ssh and what it started."""
         self.ended.set()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill()
         for thread in self._threads:
             thread.join()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
         self._call.hang_up()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _watch(self) -> None:
+        """Has the far side give a sign of life, and ends a connection that gives none for too long.
+
+        Whatever comes in is one: on a slow uplink the echo waits behind a large request. Where nothing can be seen to
+        come in, through a jump host to an account whose command gives no echo, it is left to ssh.
+        """
+        signs = 0, 0
+        seen_at: float | None = None
+        while not self.ended.wait(WATCH_INTERVAL):
+            with contextlib.suppress(OSError):
+                os.write(self._stdin, b"\n")
+            now = time.monotonic()
+            if (found := (self._echo_count, self.traffic()[1])) != signs:
+                signs, seen_at = found, now
+            elif seen_at is not None and now - seen_at > self._settings.silence_timeout:
+                self._silent = True
+                self._kill()
+                break
 
     def _said(self, what: str) -> bool:
         return any(what in line for line in self._lines_so_far())
@@ -257,6 +294,7 @@ class OpensshLink:
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").strip()
             self._take_note(line)
+            self._echo_count += not line
             if not line or (line.startswith(_NO_NEWS) and not refusals.TURNED_AWAY.search(line)):
                 continue
             with self._heard:
@@ -267,13 +305,13 @@ class OpensshLink:
         """Notices forwards that fail. ssh first says which channel and why, and in another line whose it was."""
         if failed := _OPEN_FAILED.search(line):
             self._failed[failed[1]] = failed[2]
-        elif (freed := _CHANNEL_FREED.search(line)) and int(freed[2]) == self._service_port:
-            port = self._settings.service_port
-            match self._failed.pop(freed[1], ""):
-                case "administratively prohibited":
-                    self.forward_error = forward_refused(port)
-                case "connect failed":
-                    self.forward_error = nothing_listens(port)
+        elif freed := _CHANNEL_FREED.search(line):
+            # The number is free for another channel, whosever this one was
+            reason, port = self._failed.pop(freed[1], ""), int(freed[2])
+            if port == self._settings.service_port and reason == "administratively prohibited":
+                self.forward_error = forward_refused(port)
+            elif port == self._settings.service_port and reason == "connect failed":
+                self.forward_error = nothing_listens(port)
 
     def _wait(self) -> None:
         self._process.wait()
@@ -284,12 +322,18 @@ class OpensshLink:
             self._heard.notify_all()
 
 
-def _config(settings: SshSettings, questions: Questions) -> str:
-    """Returns a configuration for every host on the way. What comes first wins, so the user's own comes last."""
+def _config(settings: SshSettings, questions: Questions, patience: float) -> str:
+    """Returns a configuration for every host on the way. What comes first wins, so the user's own comes last.
+
+    Args:
+      settings: Where to and how.
+      questions: Answers what ssh asks.
+      patience: Seconds of silence, in the login and after it, that ssh may take for an end.
+    """
     files = [file for file in (settings.config_file, SYSTEM_CONFIG) if file is not None and file.is_file()]
     secrets = settings.read_password() or settings.read_passphrase()
     # ssh counts seconds: one of silence before the first question, one for each without an answer
-    count = max(1, round(settings.silence_timeout) - 1)
+    count = max(1, round(patience) - 1)
     return "\n".join(
         [
             f"KnownHostsCommand {questions.command('host-key')} %I %n %k %p %H %t %K",
@@ -331,8 +375,10 @@ def _options(route: Route, config: Path, call: _Call, questions: Questions) -> l
     options = ["-F", str(config), "-T", "-o", "ExitOnForwardFailure=yes", "-o", "RemoteCommand=none"]
     if call.direct:
         options += ["-o", f"ProxyCommand={questions.command('dial')} %h %p", "-o", "ProxyUseFdpass=yes"]
-    for local, far in zip(route.ports, settings.forwards, strict=True):
-        options += ["-L", f"127.0.0.1:{local}:127.0.0.1:{far}"]
+    # A socket that a killed ssh left behind is in nobody's way
+    options += ["-o", "StreamLocalBindUnlink=yes"]
+    for path, port in route.forwards.items():
+        options += ["-L", f"{path}:127.0.0.1:{port}"]
     return options + _target(settings)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import paramiko  # type: ignore[import-untyped]
@@ -98,7 +99,7 @@ class ParamikoLink:
         """Begins to forward, and takes over what is to be closed with the link.
 
         Raises:
-          TunnelError: A local port is taken.
+          TunnelError: There is no place to listen.
         """
         self._forwarder.begin()
         for thread in self._threads:
@@ -117,7 +118,7 @@ class ParamikoLink:
         return tcp_traffic(self._connection)
 
     def close(self) -> None:
-        """Ends the connection and frees the local ports."""
+        """Ends the connection and stops listening."""
         self.ended.set()
         self._transport.close()
         self._forwarder.end()
@@ -219,28 +220,29 @@ class _Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]
             "127.0.0.1",  # connected already: nothing below is dialled
             ssh_config_file=None,
             logger=logger,
-            local_bind_addresses=[("127.0.0.1", port) for port in route.ports],
-            remote_bind_addresses=[("127.0.0.1", port) for port in route.settings.forwards],
+            local_bind_addresses=list(route.forwards),
+            remote_bind_addresses=[("127.0.0.1", port) for port in route.forwards.values()],
         )
 
     def begin(self) -> None:
-        """Listens on the local ports."""
+        """Listens."""
+        for path in self._local_binds:
+            Path(path).unlink(missing_ok=True)  # what a killed process left behind
         try:
             self.start()
         except sshtunnel.BaseSSHTunnelForwarderError as error:
-            raise self._port_taken() from error
+            raise self._no_socket() from error
         if len(self._server_list) != len(self._local_binds):
             self.end()
-            raise self._port_taken()
+            raise self._no_socket()
 
     def end(self) -> None:
-        """Frees the local ports."""
+        """Stops listening."""
         if self._server_list:
             self.stop(force=True)
 
-    def _port_taken(self) -> TunnelError:
-        ports = " or ".join(str(port) for _, port in self._local_binds)
-        return TunnelError(Cause.LOCAL_PORT, f"The local port {ports} is taken by another program.")
+    def _no_socket(self) -> TunnelError:
+        return TunnelError(Cause.LOCAL_PORT, f"Expected to listen at {' and '.join(self._local_binds)}, and could not.")
 
     @staticmethod
     def _consolidate_auth(*_: object, **__: object) -> tuple[None, list[object]]:
@@ -261,9 +263,6 @@ class _Handler(sshtunnel._ForwardHandler):  # type: ignore[misc]
     """One forwarded connection: a thread for each direction, so that neither waits for the other."""
 
     on_failure: Callable[[int, BaseException | None], None]
-
-    def setup(self) -> None:
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:
         try:

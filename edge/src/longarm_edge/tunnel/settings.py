@@ -78,9 +78,11 @@ class SshSettings(BaseModel):
     metrics_port: FarPort = 9100
     """Port of the service's metrics on the far machine's loopback."""
     local_port: Port = 0
-    """Local port that leads to the service. 0: a free one."""
+    """Local port that leads to the service, for other programs than the edge; every user of this machine reaches it. 0:
+    none."""
     local_metrics_port: Port = 0
-    """Local port that leads to the service's metrics. 0: a free one."""
+    """Local port that leads to the service's metrics, for Prometheus; every user of this machine reaches it. 0:
+    none."""
     silence_timeout: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 3.0
     """Seconds without a sign of life after which a connection counts as dead and is made anew."""
     connect_timeout: Seconds = 15.0
