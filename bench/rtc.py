@@ -94,7 +94,7 @@ def steps_at_switches(
     sequence = last_sequence = 0
     for tick in range(ticks):
         if in_flight is not None and tick >= in_flight[0]:
-            queue.merge(in_flight[1])
+            queue.merge(in_flight[1], 0.0)
             in_flight = None
         if in_flight is None and queue.depth() <= max(horizon, 2 * delay):
             outlook = queue.outlook()
@@ -111,11 +111,11 @@ def steps_at_switches(
             actions = processors.postprocess(chunk)
             # The arm does not move before its first chunk is there
             arrives = tick + (delay if sequence > 1 else 0)
-            in_flight = arrives, ActionChunk(0, 0, sequence, tick, 0.0, actions, model_actions)
+            in_flight = arrives, ActionChunk(0, 0, sequence, outlook.step, 0.0, actions, model_actions)
             if arrives == tick:
-                queue.merge(in_flight[1])
+                queue.merge(in_flight[1], 0.0)
                 in_flight = None
-        action, _ = queue.take(tick, 0.0)
+        action, _ = queue.take(0.0)
         if action is None:
             continue
         step = float(np.abs(action.values - pose).max())

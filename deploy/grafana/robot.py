@@ -24,6 +24,7 @@ LINK_COLORS = {
     "connecting": "blue",
     "streaming": "green",
     "degraded": "yellow",
+    "slow": "light-orange",
     "stalled": "red",
     "reconnecting": "orange",
     "failed": "dark-red",
@@ -80,7 +81,8 @@ def dashboard() -> Dashboard:
         "Motion": [
             states(
                 "Link",
-                "How the link to the policy stands. Good: streaming. Degraded for moments is what the queue is for.",
+                "How the link to the policy stands. Good: streaming. Degraded for moments is what the queue is for. "
+                "Slow: the arm stands between chunks.",
                 "longarm_edge_link_state",
                 ROBOT,
                 LINK_COLORS,
@@ -88,7 +90,7 @@ def dashboard() -> Dashboard:
             graph(
                 "Action queue",
                 "suffix: actions",
-                "Actions for coming ticks. Good: a saw-tooth that never touches 0.",
+                "Actions that are coming. Good: a saw-tooth that never touches 0.",
                 Query(f"longarm_edge_action_queue_depth{{{ROBOT}}}", "depth"),
             ),
             graph(

@@ -137,4 +137,7 @@ def service(script: Script, announced: Path, monkeypatch) -> Iterator[RunningSer
 @pytest.fixture
 def tunnel_settings(ssh: SshSettings, announced: Path) -> SshSettings:
     """A tunnel that leads to the metrics as well."""
-    return ssh.model_copy(update={"metrics_port": json.loads(announced.read_text())["metrics_port"]})
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    far_port = json.loads(announced.read_text())["metrics_port"]
+    return ssh.model_copy(update={"metrics_port": far_port, "local_metrics_port": port})

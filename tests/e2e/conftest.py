@@ -114,6 +114,7 @@ class Script:
       seconds: How long a prediction takes.
       faults: By prediction, counted from 0: an exception to raise, or actions to return in place of good ones.
       always: Like one of faults, for every prediction that has none.
+      velocities: Indices of actions that are velocities: 0.5 at every step.
       digest: Part of its fingerprint.
       predictions: How many there were.
       seen: The state in each of them, and what guided it.
@@ -123,6 +124,7 @@ class Script:
     seconds: float = 0.02
     faults: dict[int, Exception | np.ndarray] = field(default_factory=dict)
     always: Exception | np.ndarray | None = None
+    velocities: tuple[int, ...] = ()
     digest: str = "1" * 64
     predictions: int = 0
     seen: list[tuple[np.ndarray, Guidance | None]] = field(default_factory=list)
@@ -160,8 +162,9 @@ class ScriptedPolicy(LoadedPolicy, Processors):
         if fault is not None:
             return fault
         steps = np.arange(1, self.spec.chunk_size + 1, dtype=np.float32)
-        chunk = np.repeat(prepared.state[None], len(steps), axis=0)
+        chunk = np.repeat(np.resize(prepared.state, self.spec.action_dim)[None], len(steps), axis=0)
         chunk[:, 0] += steps
+        chunk[:, self.script.velocities] = 0.5
         return chunk
 
     def postprocess(self, chunk: np.ndarray) -> np.ndarray:

@@ -40,7 +40,11 @@ class Proxy:
                 for key, _ in selector.select(0.05):
                     if key.fileobj is self._listener:
                         near = sockets.enter_context(self._listener.accept()[0])
-                        far = sockets.enter_context(socket.create_connection(("127.0.0.1", self._target)))
+                        try:
+                            far = sockets.enter_context(socket.create_connection(("127.0.0.1", self._target)))
+                        except ConnectionRefusedError:
+                            near.close()
+                            continue
                         selector.register(near, selectors.EVENT_READ, far)
                         selector.register(far, selectors.EVENT_READ, near)
                         continue

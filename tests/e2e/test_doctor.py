@@ -78,6 +78,20 @@ def test_an_arm_is_left_as_it_was_found(service, script, tmp_path, torque: bool)
     assert servos.torque == {torque}
 
 
+@pytest.mark.parametrize("torque", [True, False], ids=["held", "limp"])
+def test_both_arms_of_a_pair_are_left_as_they_were_found(service, script, tmp_path, torque: bool) -> None:
+    script.spec = PolicySpec("scripted", 12, 12, {}, 50)
+    with Servos(torque=torque) as left, Servos(torque=torque) as right:
+        arms = {
+            f"{side}_arm_config": {"port": servos.settings(tmp_path, f"pair_{side}")["port"]}
+            for side, servos in {"left": left, "right": right}.items()
+        }
+        robot = {"type": "bi_so_follower", "id": "pair", "calibration_dir": str(tmp_path), **arms}
+        findings = examine_robot(service, robot)
+    assert [f for f in findings if f.verdict is Verdict.FAILED] == []
+    assert left.writes == right.writes == []
+
+
 def test_an_arm_that_is_not_calibrated_is_left_as_it_was_found(service, tmp_path) -> None:
     with Servos(torque=True) as servos:
         robot = servos.settings(tmp_path)

@@ -192,7 +192,7 @@ def test_a_service_that_comes_back_with_another_policy_ends_the_run(edge, servic
 
 
 def test_a_service_that_dies_is_waited_for_then_the_run_fails(edge, service, arm) -> None:
-    e = edge(duration=0, safety=SafetySettings(max_offline=2.0, on_stop="rest", rest_seconds=0.5))
+    e = edge(duration=0, safety=SafetySettings(max_offline=2.0, on_stop="rest", rest_seconds=2.0))
     states = []
 
     def kill(run: Run) -> None:
@@ -274,7 +274,7 @@ def test_a_robot_that_takes_no_command_is_left_by_rule(edge, arm, error: type[Ex
 
 @pytest.mark.parametrize(("rule", "torque"), [("hold", True), ("rest", False), ("release", False)])
 def test_a_signal_stops_the_arm_by_rule(edge, arm, rule: str, torque: bool) -> None:
-    e = edge(duration=0, safety=SafetySettings(on_stop=rule, rest_seconds=0.5))
+    e = edge(duration=0, safety=SafetySettings(on_stop=rule, rest_seconds=2.0))
 
     def interrupt(run: Run) -> None:
         until(lambda: executed(run) > 20, "streaming")

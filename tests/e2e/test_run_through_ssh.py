@@ -159,6 +159,21 @@ def test_a_host_key_that_changes_in_the_middle_ends_the_run_for_good(edge, ssh, 
     assert arm.torque
 
 
+def test_a_login_refused_in_the_middle_ends_the_run_and_not_for_good(edge, ssh, sshd, arm) -> None:
+    """A machine that boots may refuse for a while: a supervisor may start the run again."""
+    e = edge(ssh=ssh, duration=0, connect_timeout=15.0, safety={"max_offline": 3.0})
+
+    def lock_out(run: Run) -> None:
+        until(lambda: executed(run) > 20, "streaming")
+        sshd.authorized_keys.write_text("")
+        sshd.drop_connections()
+
+    result = e.go(lock_out)
+    assert result.exit_code == exit_codes.FAILED
+    assert "max_offline" in result.reason
+    assert "refuses the login" in result.reason
+
+
 def test_no_sshd_fails_with_the_step(edge, ssh, sshd) -> None:
     sshd.stop()
     result = edge(ssh=ssh, connect_timeout=2.0).go()

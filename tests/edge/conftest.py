@@ -1,11 +1,12 @@
 """A clock and a robot for tests of the edge's core: time moves only when somebody sleeps, commands are kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from longarm_edge.robot import RobotReading
+from longarm_edge.robot import RobotReading, Torque
 from longarm_wire.specs import CameraSpec, RobotSpec
 
 NAMES = ("shoulder.pos", "elbow.pos", "gripper.pos")
@@ -37,17 +38,26 @@ class RecordingRobot:
     connected: bool = True
     torque: bool | None = None
     fails: bool = False
+    # So many commands fail before one passes
+    failures: int = 0
+    torque_at_disconnect: Torque = Torque.CHOSEN
 
-    def connect(self) -> None:
+    def connect(self, *, configure: bool = True) -> None:
         self.connected = True
 
-    def observe(self) -> RobotReading:
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         return RobotReading(np.zeros(3, np.float32), {"front": np.zeros((48, 64, 3), np.uint8)})
 
     def send(self, command: np.ndarray) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("Incorrect status packet!")
         if self.fails:
             raise ConnectionError("the bus is gone")
         self.sent.append((self.clock.now(), command.copy()))
+
+    def take_over(self, seconds: float) -> bool:
+        return True
 
     def disconnect(self, *, torque: bool | None) -> None:
         self.connected = False

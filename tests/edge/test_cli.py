@@ -70,6 +70,18 @@ def test_check_config_prints_what_is_in_force(tmp_path: Path) -> None:
         ([], {"LONGARM_EDGE_ROBOT": "{type: so101_follower"}, exit_codes.CANNOT_START, "LONGARM_EDGE_ROBOT"),
         (["--robot.type=longarm_sim"], {}, exit_codes.CANNOT_START, "No policy is named"),
         (["--robot.type=longarm_sim", "--robot.wheels=4"], {}, exit_codes.CANNOT_START, "wheels"),
+        (
+            ["--robot.type=longarm_sim", "--robot.flag", "--duration=5"],
+            {},
+            exit_codes.CANNOT_START,
+            "--robot.flag=true",
+        ),
+        (
+            ["--robot.type"],
+            {},
+            exit_codes.CANNOT_START,
+            "Expected a value after --robot.type, found the end of the line",
+        ),
         (["--no_such_flag=1"], {}, exit_codes.BAD_USAGE, "no_such_flag"),
         (["fly"], {}, exit_codes.BAD_USAGE, "there is no command 'fly'"),
     ],
@@ -101,6 +113,12 @@ def test_yaml_configures_a_robot_too(tmp_path: Path) -> None:
     done = longarm_edge("check-config", cwd=tmp_path, LONGARM_EDGE_ROBOT="{type: longarm_sim, id: left}")
     assert done.returncode == exit_codes.DONE, done.stderr
     assert "id='left'" in done.stdout
+
+
+def test_robot_flags_may_have_their_value_in_the_next_word() -> None:
+    words = ["--robot.type", "longarm_sim", "--fps", "30", "--robot.offset", "-5", "--robot.flag=true"]
+    robot_flags = ["--robot.type=longarm_sim", "--robot.offset=-5", "--robot.flag=true"]
+    assert cli._split(words) == (robot_flags, ["--fps", "30"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The control loop and the stop rule, on a clock that only moves when somebody sleeps."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,24 +9,23 @@ from prometheus_client import CollectorRegistry
 
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
 from longarm_edge.control import ControlLoop
-from longarm_edge.guard import Guard
 from longarm_edge.metrics import EdgeMetrics, Tick
+from longarm_edge.motion import Motion
 from longarm_edge.settings import IdleRule, SafetySettings, StopRule
-from longarm_edge.stop import leave_arm
+from longarm_edge.stop import Leaving
 from longarm_edge.trace import Trace
 
 FPS = 30.0
 
 
-def make_loop(clock, robot, *, when_idle: IdleRule = IdleRule.HOLD, max_step: float | None = None) -> ControlLoop:
+def make_loop(clock, robot, **safety) -> ControlLoop:
     return ControlLoop(
         robot=robot,
         queue=ActionQueue(AGGREGATE_FUNCTIONS["latest_only"], max_action_age=3.0),
-        guard=Guard.from_names(robot.spec.action_names, {}, max_step),
+        motion=Motion.plan(robot, SafetySettings(**safety)),
         trace=Trace(EdgeMetrics(CollectorRegistry())),
         clock=clock,
         fps=FPS,
-        when_idle=when_idle,
         last_command=np.zeros(3, np.float32),
         after_tick=lambda: None,
         stop_reason=lambda _: None,
@@ -34,10 +34,10 @@ def make_loop(clock, robot, *, when_idle: IdleRule = IdleRule.HOLD, max_step: fl
 
 def fill(loop: ControlLoop, clock, steps: int, *, value: float | None = None) -> None:
     values = np.arange(steps, dtype=np.float32) if value is None else np.full(steps, value, np.float32)
-    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), np.repeat(values[:, None], 3, axis=1)))
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), np.repeat(values[:, None], 3, axis=1)), clock.now())
 
 
-def test_each_action_goes_out_at_its_tick(clock, robot) -> None:
+def test_an_action_goes_out_at_each_tick(clock, robot) -> None:
     loop = make_loop(clock, robot)
     fill(loop, clock, 30)
     loop.run(30)
@@ -60,21 +60,50 @@ def test_after_a_long_sleep_ticks_are_given_up_and_counted_rather_than_run_in_a_
     loop = make_loop(clock, robot)
     fill(loop, clock, 50)
     loop.run(20)
-    # Tick 1 wakes at 0.533 s, in the period of tick 16: ticks 2 to 15 are over
-    assert [int(command[0]) for _, command in robot.sent] == [0, 1, 16, 17, 18, 19]
+    # Tick 1 wakes at 0.533 s, in the period of tick 16: ticks 2 to 15 are over. The plan waited: the arm does not leap
+    assert [int(command[0]) for _, command in robot.sent] == [0, 1, 2, 3, 4, 5]
+    assert [record.tick for record in loop.trace.ticks] == [0, 1, 16, 17, 18, 19]
     assert loop.trace.tick_counts[Tick.SKIPPED] == 14
 
 
-@pytest.mark.parametrize(
-    ("rule", "expected"), [(IdleRule.HOLD, []), (IdleRule.REPEAT_LAST, [7, 7]), (IdleRule.ZERO, [0, 0])]
-)
+def test_what_is_seen_belongs_to_the_tick_to_come_whether_the_arm_moves_or_not(clock, robot) -> None:
+    clock.oversleep = [0.0, 0.0, 0.0, 0.1]
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 2)
+    seen = []
+    loop.after_tick = lambda: seen.append(loop.next_tick)
+    loop.run(8)
+    assert seen == [1, 2, 3, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("rule", "expected"), [(IdleRule.HOLD, []), (IdleRule.REPEAT_LAST, [7, 7])])
 def test_a_tick_without_an_action_follows_the_idle_rule(clock, robot, rule: IdleRule, expected: list[float]) -> None:
-    """B25: stock sends nothing, which a velocity base takes as «go on»."""
     loop = make_loop(clock, robot, when_idle=rule)
     fill(loop, clock, 1, value=7)
     loop.run(3)
     assert [command[0] for _, command in robot.sent[1:]] == expected
     assert loop.trace.tick_counts == {Tick.ACTION: 1, Tick.IDLE: 2}
+
+
+@pytest.mark.parametrize("rule", list(IdleRule))
+def test_at_a_tick_without_an_action_velocities_go_to_zero_and_joints_stay(clock, robot, rule: IdleRule) -> None:
+    """B25: stock sends nothing, which a velocity base takes as «go on». A 0 for its joints would throw an arm about."""
+    robot.spec = replace(robot.spec, action_names=("lift.pos", "x.vel", "theta.vel"))
+    loop = make_loop(clock, robot, when_idle=rule, pose_names={"lift.pos": "elbow.pos"}, max_step=10)
+    fill(loop, clock, 1, value=7)
+    loop.run(3)
+    assert [command.tolist() for _, command in robot.sent] == [[7, 7, 7], [7, 0, 0], [7, 0, 0]]
+
+
+def test_where_it_is_not_known_where_a_joint_stands_the_first_command_is_the_policys(clock, robot) -> None:
+    """Taken for 0, an arm at 90 that the policy sends to 91 would be sent to 2 by a max_step of 2."""
+    robot.spec = replace(robot.spec, action_names=("lift", "elbow.pos", "gripper.pos"))
+    loop = make_loop(clock, robot, max_step=2.0, pose_names={"lift": None})
+    loop.last_command = np.array([np.nan, 90, 90], np.float32)
+    values = np.array([[91, 91, 95], [99, 91, 95]], np.float32)
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), values), clock.now())
+    loop.run(2)
+    assert [command.tolist() for _, command in robot.sent] == [[91, 91, 92], [93, 91, 94]]
 
 
 def test_old_actions_are_not_executed(clock, robot) -> None:
@@ -83,7 +112,7 @@ def test_old_actions_are_not_executed(clock, robot) -> None:
     clock.time += 3.5
     loop.run(5)
     assert robot.sent == []
-    assert loop.trace.tick_counts == {Tick.STALE: 5}
+    assert loop.trace.tick_counts == {Tick.STALE: 1, Tick.IDLE: 4}, "found too old, and gone"
 
 
 def test_a_jump_is_walked_in_steps(clock, robot) -> None:
@@ -116,30 +145,30 @@ def test_metrics_tell_what_happened(clock, robot) -> None:
 
 
 class TestStopRule:
-    def leave(self, robot, clock, *, at_once=lambda: False, **safety) -> None:
-        leave_arm(
-            robot,
-            SafetySettings(**safety),
+    def leave(self, robot, clock, *, at_once=lambda: False, last: float = 30, **safety) -> str | None:
+        return Leaving(
+            robot=robot,
+            motion=Motion.plan(robot, SafetySettings(**safety)),
             start_pose=np.zeros(3, np.float32),
-            last_command=np.full(3, 30, np.float32),
+            last_command=np.full(3, last, np.float32),
             fps=FPS,
             clock=clock,
             at_once=at_once,
-        )
+        )()
 
     def test_hold_keeps_torque(self, robot, clock) -> None:
         """B24: stock lets go of the torque at the first exception, and the arm drops."""
-        self.leave(robot, clock, on_stop=StopRule.HOLD)
+        assert self.leave(robot, clock, on_stop=StopRule.HOLD) is None
         assert robot.torque is True
         assert not robot.connected
         assert robot.sent == []
 
     def test_release_lets_go_of_torque(self, robot, clock) -> None:
-        self.leave(robot, clock, on_stop=StopRule.RELEASE)
+        assert self.leave(robot, clock, on_stop=StopRule.RELEASE) is None
         assert robot.torque is False
 
     def test_rest_moves_slowly_to_the_start_pose(self, robot, clock) -> None:
-        self.leave(robot, clock, on_stop=StopRule.REST, rest_seconds=2.0)
+        assert self.leave(robot, clock, on_stop=StopRule.REST, rest_seconds=2.0) is None
         path = [command[0] for _, command in robot.sent]
         assert path[0] == 30
         assert path[-1] == 0
@@ -147,16 +176,50 @@ class TestStopRule:
         assert robot.sent[-1][0] - robot.sent[0][0] == pytest.approx(2.0)
         assert robot.torque is None, "at rest the robot's own configuration decides"
 
+    def test_the_way_back_goes_through_the_guard(self, robot, clock) -> None:
+        """max_step and joint_limits are what a person relies on, whoever moves the arm."""
+        limits = {"elbow.pos": (5.0, 90.0)}
+        assert self.leave(robot, clock, on_stop=StopRule.REST, max_step=0.25, joint_limits=limits) is None
+        steps = [(before - after).max() for (_, before), (_, after) in itertools.pairwise(robot.sent)]
+        assert max(steps) == 0.25
+        assert robot.sent[-1][1].tolist() == [0, 5, 0], "slower than rest_seconds, and not past a limit"
+        assert robot.torque is None
+
+    def test_an_arm_that_cannot_reach_the_start_pose_holds(self, robot, clock) -> None:
+        problem = self.leave(robot, clock, on_stop=StopRule.REST, max_step=0.01)
+        assert "did not reach the start pose" in problem
+        assert robot.torque is True
+
+    def test_a_way_back_that_fails_ends_with_the_torque_on(self, robot, clock) -> None:
+        """The driver's own default would take it off, halfway up in the air."""
+        robot.fails = True
+        problem = self.leave(robot, clock, on_stop=StopRule.REST)
+        assert "not left as wanted (on_stop=rest)" in problem
+        assert "the bus is gone" in problem
+        assert robot.torque is True
+        assert not robot.connected
+
+    def test_a_way_back_cannot_be_made_as_short_as_a_jump(self) -> None:
+        with pytest.raises(ValueError, match="greater than or equal to 2"):
+            SafetySettings(on_stop=StopRule.REST, rest_seconds=0.1)
+
     def test_a_second_wish_ends_the_way_back_and_holds(self, robot, clock) -> None:
         self.leave(robot, clock, on_stop=StopRule.REST, at_once=lambda: len(robot.sent) >= 10)
         assert len(robot.sent) == 10
         assert robot.torque is True
 
-    def test_a_velocity_robot_is_stopped(self, robot, clock) -> None:
-        self.leave(robot, clock, on_stop=StopRule.HOLD, when_idle=IdleRule.ZERO)
-        assert [command.tolist() for _, command in robot.sent] == [[0, 0, 0]]
+    @pytest.mark.parametrize("rule", list(StopRule))
+    def test_what_drives_is_stopped_at_once_by_every_rule(self, robot, clock, rule: StopRule) -> None:
+        robot.spec = replace(robot.spec, action_names=("elbow.pos", "x.vel", "theta.vel"))
+        assert self.leave(robot, clock, on_stop=rule, max_step=1.0) is None
+        assert robot.sent[0][1].tolist() == [30, 0, 0]
+        assert all(command[1:].tolist() == [0, 0] for _, command in robot.sent)
+        assert robot.sent[-1][1][0] == (0 if rule is StopRule.REST else 30)
 
-    def test_a_dead_bus_does_not_keep_the_robot_from_being_let_go_of(self, robot, clock) -> None:
-        robot.fails = True
-        self.leave(robot, clock, on_stop=StopRule.REST)
-        assert not robot.connected
+    def test_what_drives_is_told_to_stop_more_than_once_if_need_be(self, robot, clock) -> None:
+        robot.spec = replace(robot.spec, action_names=("x.vel", "y.vel", "theta.vel"))
+        robot.failures = 2
+        assert self.leave(robot, clock) is None
+        assert robot.sent[-1][1].tolist() == [0, 0, 0]
+        robot.failures = 3
+        assert "not told to stop driving" in self.leave(robot, clock)

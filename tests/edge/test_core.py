@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from longarm_edge.action_queue import QueuedAction
 from longarm_edge.backoff import Backoff
 from longarm_edge.guard import Guard, RejectedChunkError, check_chunk
-from longarm_edge.link import Link, LinkState
+from longarm_edge.link import HEALTHY, Link, LinkState
 from longarm_edge.observation_filter import ObservationFilter, look_at
+from longarm_edge.pace import Pace
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replan, Replanner, RoundTrips
 from longarm_edge.rtc import RealTimeChunking
@@ -35,39 +36,73 @@ class TestSchedule:
         assert schedule.after(tick, schedule.due(tick) + late / fps) in (tick + 1, tick + 1)
 
 
+def trips(*seconds: float) -> RoundTrips:
+    found = RoundTrips()
+    for value in seconds:
+        found.add(value)
+    return found
+
+
 class TestReplan:
     def test_auto_asks_again_after_a_short_rest(self) -> None:
         replanner = Replanner(Replan.AUTO, 0.5, 30)
-        assert not replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2, rested=1.9 / 30)
-        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.2, rested=2 / 30)
+        assert not replanner.wants(50, 50, playback_left=1.6, trips=trips(0.2), rested=1.9 / 30)
+        assert replanner.wants(50, 50, playback_left=1.6, trips=trips(0.2), rested=2 / 30)
 
     def test_auto_asks_at_once_when_the_queue_lasts_no_longer_than_a_reply_takes(self) -> None:
         """The last chunk may have come with most of its actions late."""
         replanner = Replanner(Replan.AUTO, 0.5, 30)
-        assert replanner.wants(depth=9, chunk_size=50, playback_left=0.3, p95=0.2, rested=0.01)
+        assert replanner.wants(9, 50, playback_left=0.3, trips=trips(0.2), rested=0.01)
 
     def test_auto_learns_the_link_at_once(self) -> None:
         replanner = Replanner(Replan.AUTO, 0.5, 30)
-        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=None, rested=0.0)
+        assert replanner.wants(50, 50, playback_left=1.6, trips=trips(), rested=0.0)
 
     def test_threshold_is_lerobots(self) -> None:
         replanner = Replanner(Replan.THRESHOLD, 0.5, 30)
-        assert not replanner.wants(depth=26, chunk_size=50, playback_left=0.9, p95=0.1, rested=9.0)
-        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.9, p95=0.1, rested=0.1)
+        assert not replanner.wants(26, 50, playback_left=0.9, trips=trips(0.1), rested=9.0)
+        assert replanner.wants(25, 50, playback_left=0.9, trips=trips(0.1), rested=0.1)
 
     def test_threshold_asks_earlier_where_the_link_needs_it(self) -> None:
         replanner = Replanner(Replan.THRESHOLD, 0.1, 30)
-        assert replanner.wants(depth=25, chunk_size=50, playback_left=0.8, p95=1.0, rested=1.0)
+        assert replanner.wants(25, 50, playback_left=0.8, trips=trips(1.0), rested=1.0)
 
     def test_continuous_always_asks(self) -> None:
         replanner = Replanner(Replan.CONTINUOUS, 0.5, 30)
-        assert replanner.wants(depth=50, chunk_size=50, playback_left=1.6, p95=0.01, rested=0.01)
+        assert replanner.wants(50, 50, playback_left=1.6, trips=trips(0.01), rested=0.01)
 
     def test_what_follows_the_old_chunk_is_asked_for_while_enough_is_left_of_it(self) -> None:
         replanner = Replanner(Replan.AUTO, 0.5, 30, least_depth=10)
-        assert not replanner.wants(depth=11, chunk_size=50, playback_left=0.37, p95=0.05, rested=0.06)
-        assert replanner.wants(depth=10, chunk_size=50, playback_left=0.33, p95=0.05, rested=0.06)
+        assert not replanner.wants(11, 50, playback_left=0.37, trips=trips(0.05), rested=0.06)
+        assert replanner.wants(10, 50, playback_left=0.33, trips=trips(0.05), rested=0.06)
         assert not replanner.urgent(playback_left=0.33, p95=0.05), "an arm that stands still may be filtered"
+
+    @pytest.mark.parametrize("mode", Replan)
+    def test_an_answer_that_takes_as_long_as_a_chunk_lasts_is_asked_for_when_the_queue_is_empty(
+        self, mode: Replan
+    ) -> None:
+        """Asked earlier, it would be played out on arrival."""
+        replanner = Replanner(mode, 0.5, 30, least_depth=10)
+        assert not replanner.wants(1, 30, playback_left=1 / 30, trips=trips(1.0), rested=9.0)
+        assert replanner.wants(0, 30, playback_left=0.0, trips=trips(1.0), rested=0.0)
+        assert replanner.wants(1, 30, playback_left=1 / 30, trips=trips(0.99), rested=0.0)
+
+    def test_some_slow_answers_do_not_make_it_wait(self) -> None:
+        replanner = Replanner(Replan.CONTINUOUS, 0.5, 30)
+        some = trips(*[0.1] * 20, 3.0, 0.1, 3.0, 0.1, 3.0, 3.0)
+        assert replanner.wants(30, 30, playback_left=1.0, trips=some, rested=0.0)
+        some.add(3.0)
+        assert not replanner.wants(30, 30, playback_left=1.0, trips=some, rested=0.0), "five of nine: it became slow"
+
+    def test_what_slow_answers_take_is_not_told_by_one(self) -> None:
+        """A bus that hung once must not make the policy look slow, nor a person look for a faster GPU."""
+        trips = RoundTrips()
+        assert trips.slow_ones() is None
+        for seconds in (0.1, 0.1, 0.8, 0.1, 0.1):
+            trips.add(seconds)
+        assert trips.slow_ones() == pytest.approx(0.1)
+        trips.add(0.7)
+        assert trips.slow_ones() == pytest.approx(0.7)
 
     def test_p95_is_of_recent_round_trips(self) -> None:
         trips = RoundTrips(window=20)
@@ -79,6 +114,42 @@ class TestReplan:
         trips.add(0.3)
         trips.add(0.4)
         assert trips.p95() == pytest.approx(0.4)
+
+    def test_typical_is_the_median_of_the_last_few(self) -> None:
+        assert RoundTrips().typical() is None
+        assert trips(0.4).typical() == 0.4
+        assert trips(*[5.0] * 9, *[0.1] * 5, *[5.0] * 4).typical() == 0.1
+
+
+class TestPace:
+    @staticmethod
+    def pace(typical: float, slowest: float = 0.0, *, steps: int = 30, limit: int = 0, age: float = 3.0) -> Pace:
+        return Pace(typical, slowest or typical, steps, limit, 30, age)
+
+    def test_an_arm_moves_without_a_pause_if_a_chunk_lasts_for_two_answers(self) -> None:
+        assert not self.pace(0.5).slow
+        assert self.pace(0.51).slow
+        assert self.pace(0.1, 0.95).slow, "now and then"
+        assert not self.pace(0.1, 0.85).slow
+
+    def test_a_chunk_lasts_no_longer_than_its_actions_may_be_executed(self) -> None:
+        assert not self.pace(0.25, age=0.5).slow
+        assert self.pace(0.26, age=0.5).slow
+        assert not self.pace(0.5, age=0.5).slow, "nothing of it is played at all"
+
+    def test_the_advice_has_the_numbers_and_what_binds(self) -> None:
+        short = self.pace(1.2, 1.3, steps=15, limit=15).advice()
+        assert "takes 1.20 s, and 1.30 s if it is slow; the 15 actions of a chunk last 0.50 s" in short
+        assert "more actions than actions_per_chunk=15, or a policy with longer chunks" in short
+        assert "max_action_age" not in short
+        assert "actions_per_chunk" not in self.pace(1.2).advice()
+        cut = self.pace(0.4, age=0.6, steps=90).advice()
+        assert "safety.max_action_age=0.6 s are not executed" in cut
+        assert cut.endswith("one nearer by, or a larger safety.max_action_age")
+        assert "actions of a chunk last" not in cut
+        both = self.pace(1.2, age=1.5).advice()
+        assert "actions of a chunk last" in both
+        assert "safety.max_action_age=1.5 s" in both
 
 
 class TestRealTimeChunking:
@@ -99,6 +170,12 @@ class TestRealTimeChunking:
         prefix = RealTimeChunking(RtcConfig(), 30).prefix(self.coming(9), round_trip)
         assert prefix is not None
         assert prefix.delay_ticks == ticks
+
+    def test_expects_no_more_to_be_executed_than_there_is(self) -> None:
+        """Once all that is coming is executed the arm stands, and the plan with it."""
+        prefix = RealTimeChunking(RtcConfig(), 30).prefix(self.coming(5), 1.0)
+        assert prefix is not None
+        assert prefix.delay_ticks == 5
 
     def test_the_first_chunk_follows_nothing(self) -> None:
         """A cold start must not make the arm jump: no delay is made up, and nothing is guided."""
@@ -262,6 +339,50 @@ class TestLink:
         link.reached()
         assert "out of memory" in (link.failure(10.1) or "")
 
+    def test_slow_answers_are_healthy_while_they_come_as_usual(self) -> None:
+        link = Link(max_offline=3)
+        link.chunk_arrived()
+        link.answers_take(1.2, slow=True)
+        assert link.state(0, 1.0) is LinkState.SLOW
+        link.asking(1)
+        assert [link.state(t, 0) for t in (1, 2.2, 3.3)] == [LinkState.SLOW] * 3
+        assert link.state(3.5, 0) is LinkState.STALLED, "twice what is usual, and nothing came"
+        assert LinkState.SLOW in HEALTHY
+
+    def test_an_answer_that_comes_as_usual_is_waited_for_beyond_max_offline(self) -> None:
+        link = Link(max_offline=1)
+        link.answers_take(1.2)
+        link.asking(1)
+        assert link.failure(3.3) is None
+        assert link.failure(3.5) is not None
+
+    def test_a_slow_service_that_is_out_of_reach_is_no_longer_slow(self) -> None:
+        link = Link(max_offline=60)
+        link.chunk_arrived()
+        link.answers_take(1.2, slow=True)
+        link.asking(1)
+        link.unreachable("gone")
+        assert link.state(1.5, 0.5) is LinkState.DEGRADED
+        assert link.state(1.5, 0) is LinkState.RECONNECTING
+        link.chunk_arrived()
+        assert link.state(2, 0) is LinkState.SLOW
+        link.answers_take(0.1)
+        assert link.state(2, 1) is LinkState.STREAMING
+
+    def test_what_ends_a_run_is_said_of_what_happened_last(self) -> None:
+        link = Link(max_offline=10)
+        link.asking(0)
+        link.observed()
+        assert (link.failure(10.1) or "").endswith("The last observation was not answered yet")
+        link = Link(max_offline=10)
+        link.asking(0)
+        assert (link.failure(10.1) or "").endswith("The robot has given no observation yet"), "a camera hangs"
+        link = Link(max_offline=10)
+        link.unreachable("the cable is out")
+        link.chunk_arrived()
+        link.asking(20)
+        assert "cable" not in (link.failure(31) or ""), "it is in again"
+
     def test_a_filtered_observation_is_no_outage(self) -> None:
         link = Link(max_offline=10)
         link.asking(0)
@@ -278,6 +399,7 @@ class TestRepeats:
         assert repeats.lets_through("gone")
         assert not repeats.lets_through("gone")
         assert repeats.lets_through("refused")
+        assert not repeats.lets_through("gone"), "they may take turns"
         time = 31
         assert repeats.lets_through("refused")
         assert not repeats.lets_through("refused")

@@ -1,6 +1,9 @@
 """What becomes a frame, what is shared with the planner, and that nobody waits for a slow consumer."""
 
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,10 +23,10 @@ def executed(tick: int, at: float, next_due: float = 1e9) -> Executed:
 def view_of(robot, clock, ticks: list[int], seconds: float = 0.0) -> SharedView:
     observe = robot.observe
 
-    def slow() -> RobotReading:
+    def slow(next_step: Callable[[], int]) -> RobotReading:
         clock.time += seconds
         ticks[1] += 1
-        return observe()
+        return observe(next_step)
 
     robot.observe = slow
     return SharedView(robot, clock, FPS, lambda: ticks[0])
@@ -109,3 +112,18 @@ def test_a_consumer_that_does_not_keep_up_is_never_waited_for() -> None:
     pipe._process.kill()
     with pytest.raises(FramePipeError, match="ended with -9"):
         pipe.close(10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the environment of a process in /proc")
+def test_the_process_at_the_other_end_inherits_no_settings(monkeypatch) -> None:
+    """It may start programs of others in turn, such as Rerun's viewer."""
+    monkeypatch.setenv("LONGARM_EDGE_SSH__PASSWORD", "hunter2-and-more")
+    pipe = FramePipe("this", {}, capacity=3)
+    pipe._command = ["sleep", "60"]
+    pipe.start()
+    environment = Path(f"/proc/{pipe._process.pid}/environ").read_bytes()
+    pipe._process.kill()
+    with pytest.raises(FramePipeError):
+        pipe.close(10)
+    assert b"PATH=" in environment
+    assert b"LONGARM_" not in environment

@@ -40,6 +40,15 @@ def test_answers_an_observation_with_a_chunk(serve: Serve) -> None:
     assert not response.model_actions
 
 
+def test_every_reply_carries_the_secret_of_its_session(serve: Serve) -> None:
+    stub = serve().stub
+    one, other = open_session(stub), open_session(stub)
+    assert len(one.reply_secret) == 16
+    assert one.reply_secret != other.reply_secret
+    for session in (one, other, one):
+        assert stub.PredictChunk(observation(session)).reply_secret == session.reply_secret
+
+
 def test_durations_add_up_to_no_more_than_the_whole(serve: Serve) -> None:
     stub = serve().stub
     durations = stub.PredictChunk(observation(open_session(stub))).durations

@@ -165,16 +165,16 @@ def run_over_the_wire(address: str, checkpoint: Path, config: RtcConfig, expecte
             prefix = rtc.prefix(outlook.coming, max(0.0, expected[number] - 0.5) / FPS)
             torch.manual_seed(number)
             reply, _, _ = client.predict(
-                session, reading(number), episode=0, tick=outlook.tick, timeout=30, rtc_prefix=prefix
+                session, reading(number), episode=0, tick=outlook.step, timeout=30, rtc_prefix=prefix
             )
-            for tick in range(outlook.tick, outlook.tick + delay):
-                queue.take(tick, 0.0)
-            queue.merge(ActionChunk(0, 0, reply.sequence, reply.tick, 0.0, reply.actions, reply.model_actions))
+            for _ in range(delay):
+                queue.take(0.0)
+            queue.merge(ActionChunk(0, 0, reply.sequence, reply.tick, 0.0, reply.actions, reply.model_actions), 0.0)
             coming = queue.outlook().coming
             models = [action.model_values for action in coming if action.model_values is not None]
             chunks.append(LocalChunk(expected[number], np.stack([a.values for a in coming]), np.stack(models)))
             while queue.depth() > QUEUE_THRESHOLD:
-                queue.take(queue.next_tick, 0.0)
+                queue.take(0.0)
     return chunks
 
 

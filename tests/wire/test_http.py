@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from longarm_wire.http import HttpEndpoint
+from longarm_wire.http import HttpEndpoint, not_listening
 
 
 def get(port: int, path: str, **headers: str) -> tuple[int, str, str]:
@@ -89,14 +89,20 @@ def test_other_methods_are_refused() -> None:
         refused.value.close()
 
 
-def test_a_port_that_is_taken_names_the_address() -> None:
-    with endpoint() as server, pytest.raises(OSError, match=f"http://127.0.0.1:{server.port}: Address already in use"):
+def test_a_port_that_is_taken_names_the_address_and_the_setting() -> None:
+    with (
+        endpoint() as server,
+        pytest.raises(OSError, match=f"http://127.0.0.1:{server.port}: Address already in use") as caught,
+    ):
         HttpEndpoint("127.0.0.1", server.port, CollectorRegistry(), {})
+    assert not_listening(caught.value, "THE").endswith("in use. Set THE_PORT to another port, or to 0 for a free one.")
 
 
-def test_a_host_that_is_not_ours_names_the_address() -> None:
-    with pytest.raises(OSError, match=r"Cannot listen on http://192\.0\.2\.1:0: "):
-        HttpEndpoint("192.0.2.1", 0, CollectorRegistry(), {})
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_a_host_that_is_not_ours_is_not_the_ports_fault(host: str) -> None:
+    with pytest.raises(OSError, match=f"Cannot listen on http://{host}:0: ") as caught:
+        HttpEndpoint(host, 0, CollectorRegistry(), {})
+    assert not_listening(caught.value, "THE").endswith(". Set THE_HOST to an address of this machine.")
 
 
 def test_close_frees_the_port_and_may_come_twice() -> None:

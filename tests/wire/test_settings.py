@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from longarm_wire.settings import ConfigurationError, ProcessSettings, reference
+from longarm_wire.settings import ConfigurationError, ProcessSettings, environment_for_others, reference
 
 SECRET = "hunter2-and-more"
 
@@ -344,8 +344,9 @@ def test_every_invalid_value_gets_its_line(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_a_check_of_several_settings_says_only_its_words() -> None:
-    assert refused("--debug", "--tunnel.enabled", f"--tunnel.password={SECRET}") == ("Expected no tunnel with debug",)
+def test_a_check_of_several_settings_says_only_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGARM_EDGE_TUNNEL__PASSWORD", SECRET)
+    assert refused("--debug", "--tunnel.enabled") == ("Expected no tunnel with debug",)
 
 
 def test_a_required_setting() -> None:
@@ -362,7 +363,8 @@ def test_a_required_setting() -> None:
 
 def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGARM_EDGE_TUNNEL__PASSWORD", SECRET)
-    settings = load(f"--token={SECRET}")
+    monkeypatch.setenv("LONGARM_EDGE_TOKEN", SECRET)
+    settings = load()
     assert settings.token.get_secret_value() == settings.tunnel.password.get_secret_value() == SECRET
     effective = settings.effective()
     assert effective["LONGARM_EDGE_TOKEN"] == effective["LONGARM_EDGE_TUNNEL__PASSWORD"] == "**********"
@@ -372,13 +374,52 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_invalid_secret_is_not_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGARM_EDGE_TUNNEL__PASSWORD", SECRET)
-    long = SECRET + SECRET
-    lines = refused(f"--token={long}", "--tunnel.ssh_port=x")
+    monkeypatch.setenv("LONGARM_EDGE_TOKEN", SECRET + SECRET)
+    lines = refused("--tunnel.ssh_port=x")
     assert len(lines) == 2
     assert SECRET not in "".join(lines)
-    assert any(
-        line.startswith("LONGARM_EDGE_TOKEN (--token): ") and line.endswith("found **********") for line in lines
-    )
+    assert any(line.startswith("LONGARM_EDGE_TOKEN: ") and line.endswith("found **********") for line in lines)
+
+
+@pytest.mark.parametrize("flags", [[f"--token={SECRET}"], ["--token", SECRET], ["--token"], ["--token=", "--fbs=1"]])
+def test_a_secret_is_no_flag(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    """Command lines are for every user of the machine to read."""
+    with pytest.raises(SystemExit) as left:
+        load(*flags)
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert "--token is a secret" in said
+    assert "Set the variable LONGARM_EDGE_TOKEN." in said
+    assert SECRET not in said
+
+
+def test_a_secret_given_as_a_flag_may_have_a_file_or_several_names(capsys: pytest.CaptureFixture[str]) -> None:
+    class Deep(BaseModel):
+        password: SecretStr = SecretStr("")
+        password_file: Path | None = None
+        secrets: dict[str, SecretStr] = Field(default_factory=dict)
+
+    class Process(ProcessSettings):
+        model_config = SettingsConfigDict(env_prefix="LONGARM_EDGE_")
+
+        ssh: Deep = Deep()
+
+    for flag, words in (
+        ("--ssh.password", "LONGARM_EDGE_SSH__PASSWORD, or name a file with --ssh.password_file."),
+        ("--ssh.secrets", "LONGARM_EDGE_SSH__SECRETS__NAME."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            Process.load([f"{flag}={SECRET}"], program="longarm-test")
+        assert f"Set the variable {words}" in capsys.readouterr().err
+
+
+def test_other_programs_get_the_environment_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGARM_EDGE_TOKEN", SECRET)
+    monkeypatch.setenv("longarm_edge_tunnel__password", SECRET)
+    monkeypatch.setenv("HF_HOME", "/data")
+    environment = environment_for_others()
+    assert environment["HF_HOME"] == "/data"
+    assert SECRET not in environment.values()
 
 
 def test_effective_has_every_setting_and_loads_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,9 +474,11 @@ def test_help_exits_0_and_shows_every_flag_with_its_default(capsys: pytest.Captu
         load("--help")
     assert exit_.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
+    secrets = ("LONGARM_EDGE_TOKEN", "LONGARM_EDGE_TUNNEL__PASSWORD")
     for variable in Settings.variables():
         flag = variable.removeprefix("LONGARM_EDGE_").lower().replace("__", ".")
-        assert f" --{flag} " in shown
+        assert (f" --{flag} " in shown) == (variable not in secrets)
+    assert f"Secrets are no flags but variables: {', '.join(secrets)}." in shown
     assert "--replan {auto,threshold} When to ask. (default: auto)" in shown
     assert "--fps X Ticks per second, 100 % of them. (default: 30)" in shown
     assert "--debug [true|false] Say more. (default: false)" in shown
@@ -457,7 +500,7 @@ def test_the_reference_has_every_setting_with_flag_default_and_meaning() -> None
     assert [row.split("`")[1] for row in rows] == list(Settings.variables())
     assert "| `LONGARM_EDGE_FPS` | `--fps` | `30` | Ticks per second, 100 % of them. |" in rows
     assert "| `LONGARM_EDGE_TUNNEL__SSH_PORT` | `--tunnel.ssh_port` | `2222` | Port of the SSH server. |" in rows
-    assert "| `LONGARM_EDGE_TUNNEL__PASSWORD` | `--tunnel.password` |  | Password \\| or none. |" in rows
+    assert "| `LONGARM_EDGE_TUNNEL__PASSWORD` |  |  | Password \\| or none. |" in rows
     assert '| `LONGARM_EDGE_STAGES` | `--stages` | `["a"]` | Several words. |' in rows
     # Pipes inside a cell are escaped, so that every row has four cells
     assert all(row.replace("\\|", "").count("|") == 5 for row in table)

@@ -1,6 +1,7 @@
 """The command longarm-edge."""
 
 import faulthandler
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -102,13 +103,14 @@ def _main(arguments: list[str]) -> int:
         return exit_codes.BAD_USAGE
     # Emoji codes are for those who write them: a path or a machine may have ":key:" in its name
     console = Console(stderr=True, emoji=False)
-    robot_flags, others = _split(arguments)
-    as_json = name == "doctor" and "--json" in others
-    if as_json:
-        others.remove("--json")
-    others = _unabbreviated(others)
     try:
-        far = understand(others) if name in ("up", *FAR_COMMANDS) else Arguments(tuple(others))
+        robot_flags, others = _split(arguments)
+        as_json = name == "doctor" and "--json" in others
+        if as_json:
+            others.remove("--json")
+        others = _unabbreviated(others)
+        is_far = name in ("up", *FAR_COMMANDS)
+        far = understand(others, EdgeSettings.switches()) if is_far else Arguments(tuple(others))
         settings = EdgeSettings.load(far.flags, program=f"longarm-edge {name}")
         set_up_logging(settings.log_level, console)
         return commands[name](Invocation(name, settings, robot_flags, console, as_json, far))
@@ -124,7 +126,11 @@ def _main(arguments: list[str]) -> int:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns LeRobot's --robot.* flags, all written with «=», and the rest."""
+    """Returns LeRobot's --robot.* flags, all written with «=», and the rest.
+
+    Raises:
+      ConfigurationError: One of them has no value.
+    """
     robot_flags: list[str] = []
     others: list[str] = []
     rest = iter(arguments)
@@ -134,7 +140,13 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif "=" in argument:
             robot_flags.append(argument)
         else:
-            robot_flags.append(f"{argument}={next(rest, '')}")
+            value = next(rest, "")
+            # A flag is no value; a negative number is
+            if not value or re.match(r"-\D", value):
+                found = value or "the end of the line"
+                remedy = f"LeRobot's flags that are on or off are written {argument}=true."
+                raise ConfigurationError([f"Expected a value after {argument}, found {found}. {remedy}"])
+            robot_flags.append(f"{argument}={value}")
     return robot_flags, others
 
 

@@ -29,6 +29,7 @@ STYLES = {
     LinkState.CONNECTING: "yellow",
     LinkState.STREAMING: "green",
     LinkState.DEGRADED: "yellow",
+    LinkState.SLOW: "yellow",
     LinkState.STALLED: "bold red",
     LinkState.RECONNECTING: "bold red",
     LinkState.FAILED: "bold red",

@@ -1,4 +1,7 @@
-"""The control loop: at each tick it takes the action, guards it, sends it and counts. Nothing here can block."""
+"""The control loop: at each tick it takes the action, guards it, sends it and counts.
+
+Nothing here waits but for the robot itself. One that hangs is noticed from outside, by the time of the last tick.
+"""
 
 import logging
 import threading
@@ -8,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from longarm_edge.action_queue import ActionQueue
-from longarm_edge.guard import Guard
 from longarm_edge.metrics import Tick
+from longarm_edge.motion import Motion
 from longarm_edge.observer import Executed
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock, Schedule
@@ -17,6 +20,10 @@ from longarm_edge.settings import IdleRule
 from longarm_edge.trace import TickRecord, Trace
 
 logger = logging.getLogger(__name__)
+
+# A robot that keeps a tick from ending for this long, in periods and at least in seconds, hangs
+STUCK_PERIODS = 5
+STUCK_SECONDS = 0.2
 
 
 @dataclass
@@ -26,73 +33,92 @@ class ControlLoop:
     Attributes:
       robot: Takes the commands.
       queue: Has the actions.
-      guard: Bounds the commands.
+      motion: What the values of a command are, their bounds, and what a tick without an action does.
       trace: Records every tick.
       clock: Tells the time.
       fps: Ticks per second.
-      when_idle: What a tick without an action does.
-      last_command: The command before the next one, shape (action_dim): the measured pose before the first.
+      last_command: The command before the next one, shape (action_dim): the measured pose before the first, NaN where
+        it is not known.
       after_tick: Called when a tick's command is out and the rest of the period is free.
       stop_reason: Returns why to stop, or None to go on. Called once a tick.
-      moved: Whether any command went out.
+      first_command: The first command that went out, shape (action_dim); None before it.
+      last_tick_at: When the last tick ended, None before the first.
+      next_tick: The tick that what is seen now belongs to.
       executed: Told what each tick did. Must not block.
     """
 
     robot: Robot
     queue: ActionQueue
-    guard: Guard
+    motion: Motion
     trace: Trace
     clock: Clock
     fps: float
-    when_idle: IdleRule
     last_command: np.ndarray
     after_tick: Callable[[], None]
     stop_reason: Callable[[float], str | None]
-    moved: bool = False
+    first_command: np.ndarray | None = None
+    last_tick_at: float | None = None
+    next_tick: int = 0
     executed: Callable[[Executed], None] = lambda _: None
+    _cancelled: bool = False
 
     def run(self, max_ticks: int | None = None) -> str:
         """Runs ticks from 0 until there is a reason to stop, which it returns.
 
-        Tick 0 is due at once. Call it when the first chunk is in the queue: the arm has not moved since that chunk's
-        observation, so that the chunk begins where the arm stands.
+        Tick 0 is due at once. Ticks are periods: they go by whether the arm moves or not, and the plan's steps do not.
         """
         schedule = Schedule(self.clock.now(), self.fps)
         tick = 0
         while max_ticks is None or tick < max_ticks:
             self.clock.sleep_until(schedule.due(tick))
+            if self._cancelled:
+                return "cancelled"
             if reason := self.stop_reason(self.clock.now()):
                 return reason
             outcome, age, chunk = self._execute(tick)
             sent_at = self.clock.now()
-            following = schedule.after(tick, sent_at)
+            following = self.next_tick = schedule.after(tick, sent_at)
             lateness = max(0.0, sent_at - schedule.due(tick))
             record = TickRecord(tick, sent_at, lateness, outcome, self.queue.depth(), age)
             self.trace.tick(record, skipped=following - tick - 1)
             self.executed(Executed(tick, sent_at, schedule.due(following), self.last_command, chunk, age, record.depth))
             self.after_tick()
+            self.last_tick_at = self.clock.now()
             tick = following
         return "the duration is over"
 
     def _execute(self, tick: int) -> tuple[Tick, float | None, int | None]:
         """Returns how the tick ended, and the age and the chunk of its action."""
         now = self.clock.now()
-        action, expired = self.queue.take(tick, now)
+        self.next_tick = tick + 1
+        action, expired = self.queue.take(now)
         if action is None:
             self._idle()
             return (Tick.STALE if expired else Tick.IDLE), None, None
-        command, clamped = self.guard.clamp(action.values, self.last_command)
+        command, clamped = self.motion.guard.clamp(action.values, self.last_command)
         self._send(command)
         return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at, action.sequence
 
+    def cancel(self) -> None:
+        """Ends the loop without another command, also one whose robot hangs now and answers later."""
+        self._cancelled = True
+
+    def stuck_for(self, now: float) -> float:
+        """Returns for how many seconds the robot has kept a tick from ending; 0 while ticks end in time."""
+        last = self.last_tick_at
+        silent = 0.0 if last is None else now - last
+        return silent if silent > max(STUCK_SECONDS, STUCK_PERIODS / self.fps) else 0.0
+
     def _idle(self) -> None:
-        if self.when_idle is IdleRule.ZERO:
-            self._send(np.zeros_like(self.last_command))
-        elif self.when_idle is IdleRule.REPEAT_LAST:
-            self._send(self.last_command)
+        still = self.motion.kinds.halted(self.last_command)
+        drives = self.first_command is not None and self.motion.kinds.is_velocity.any()
+        repeats = self.motion.safety.when_idle is IdleRule.REPEAT_LAST
+        if (drives or repeats) and not np.isnan(still).any():
+            self._send(still)
 
     def _send(self, command: np.ndarray) -> None:
-        self.moved = True
+        if self.first_command is None:
+            self.first_command = command
         self.robot.send(command)
         self.last_command = command
 

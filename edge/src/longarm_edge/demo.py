@@ -2,12 +2,11 @@
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from longarm_edge.settings import EdgeSettings
 from longarm_edge.tunnel.local_sshd import LocalSshd, NoSshdError
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_wire import exit_codes, images
-from longarm_wire.settings import ConfigurationError
+from longarm_wire.settings import ConfigurationError, environment_for_others
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,8 @@ def demo(settings: EdgeSettings, robot_flags: list[str], console: Console, *, th
     checkpoint = output / "checkpoint"
     if not (checkpoint / "config.json").is_file():
         console.print("making a small ACT policy with random weights", highlight=False)
-        subprocess.run([_command("longarm-sim-checkpoint"), str(checkpoint)], check=True)  # noqa: S603
+        command = [_command("longarm-sim-checkpoint"), str(checkpoint)]
+        subprocess.run(command, env=environment_for_others(), check=True)  # noqa: S603
     robot_settings = {"type": "longarm_sim", "id": "demo", **settings.robot}
     robot = _Remembering(make_robot(robot_settings, robot_flags, settings.fps))
     with _service(output, checkpoint) as (port, metrics_port), ExitStack() as stack:
@@ -98,17 +98,21 @@ class _Remembering:
     def __init__(self, robot: Robot) -> None:
         self._robot = robot
         self.spec = robot.spec
+        self.torque_at_disconnect = robot.torque_at_disconnect
         self.last_reading: RobotReading | None = None
 
-    def connect(self) -> None:
-        self._robot.connect()
+    def connect(self, *, configure: bool = True) -> None:
+        self._robot.connect(configure=configure)
 
-    def observe(self) -> RobotReading:
-        self.last_reading = self._robot.observe()
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
+        self.last_reading = self._robot.observe(next_step)
         return self.last_reading
 
     def send(self, command: np.ndarray) -> None:
         self._robot.send(command)
+
+    def take_over(self, seconds: float) -> bool:
+        return self._robot.take_over(seconds)
 
     def disconnect(self, *, torque: bool | None) -> None:
         self._robot.disconnect(torque=torque)
@@ -131,7 +135,7 @@ def _service(output: Path, checkpoint: Path) -> Iterator[tuple[int, int]]:
     announce, log = output / "service.json", output / "service.log"
     announce.unlink(missing_ok=True)
     # One thread of arithmetic leaves a core to the control loop on a laptop with two
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")} | {
+    environment = environment_for_others() | {
         "LONGARM_SERVICE_PORT": "0",
         "LONGARM_SERVICE_METRICS_PORT": "0",
         "LONGARM_SERVICE_ANNOUNCE": str(announce),

@@ -15,6 +15,7 @@ from typing import Any
 
 from longarm_edge.frame_stream import write_frame, write_job
 from longarm_edge.observer import Frame
+from longarm_wire.settings import environment_for_others
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class FramePipe:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            env=environment_for_others(),
             start_new_session=True,
         )
         for target, name in ((self._feed, "feeder"), (self._listen, "listener")):

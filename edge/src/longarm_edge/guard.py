@@ -36,7 +36,7 @@ class Guard:
     """Clamps actions to joint limits and to a largest step from the last command.
 
     Clamping each action against the command before it bounds the whole chunk, and also the seams: from one chunk to the
-    next, and after idle ticks.
+    next, after idle ticks, and on the way back to the start pose.
 
     Attributes:
       lower: Lowest command, shape (action_dim), -inf where unlimited.
@@ -89,8 +89,10 @@ class Guard:
 
         Args:
           action: float32, shape (action_dim), finite.
-          previous: The command before it, or the measured pose before the first; same shape.
+          previous: The command before it, or the measured pose before the first; same shape, NaN where unknown.
         """
-        stepped = np.clip(action, previous - self.max_step, previous + self.max_step)
-        command = np.clip(stepped, self.lower, self.upper)
+        # Limits first: a joint that is found outside of them approaches them by max_step too
+        within = np.clip(action, self.lower, self.upper)
+        stepped = np.clip(within, previous - self.max_step, previous + self.max_step)
+        command = np.where(np.isnan(previous), within, stepped)
         return command, bool((command != action).any())

@@ -4,15 +4,16 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from longarm_edge import pose_file
-from longarm_edge.robot import Robot, measured_pose
+from longarm_edge.actions import ActionKinds, measured_pose
+from longarm_edge.motion import Motion
+from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
-from longarm_edge.settings import EdgeSettings, IdleRule, StopRule
-from longarm_edge.stop import Signals, leave_arm
+from longarm_edge.settings import EdgeSettings, SafetySettings, StopRule
+from longarm_edge.stop import Leaving, Signals
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 
@@ -44,8 +45,7 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
     if not pose_file.is_kept(path):
         logger.info("the arm was left by rule: nothing to do")
         return exit_codes.DONE
-    if safety.on_stop is StopRule.HOLD and safety.when_idle is not IdleRule.ZERO:
-        # Connecting would take the torque away for a moment: many drivers configure the motors then
+    if safety.on_stop is StopRule.HOLD and not _may_drive(path, safety):
         logger.warning("the run was killed; the motors hold as they are (on_stop=hold), and are left alone")
         return exit_codes.DONE if pose_file.forget(path) else exit_codes.FAILED
     logger.warning("the run was killed: leaving the arm by rule, on_stop=%s", safety.on_stop.value)
@@ -54,40 +54,41 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
 
 
 def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock) -> int:
+    motion = Motion.plan(robot, settings.safety)
     with Signals() as signals:
         # Once is a wish to stop at once, on the way back too; a manager that loses patience kills
         signals.patience = 1
+        start_pose = now_at = None
+        unreadable: Exception | None = None
         try:
-            robot.connect()
-            start_pose, now_at = _poses(settings, robot, path)
+            # Configuring would take the torque away for a moment, and was done by the run
+            robot.connect(configure=False)
+            now_at = measured_pose(robot, motion.kinds)
+            if settings.safety.on_stop is StopRule.REST:
+                start_pose = pose_file.read(path, robot.spec.action_names)
         except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
-            logger.error("the arm cannot be left by rule: %s", error)
-            # Without a way back there is torque alone to decide on, and that needs no pose
-            safety = settings.safety.model_copy(update={"on_stop": _without_pose(settings.safety.on_stop)})
-            leave_arm(
-                robot, safety, start_pose=None, last_command=None, fps=settings.fps, clock=clock, at_once=lambda: True
-            )
-            return exit_codes.FAILED
-        worked = leave_arm(
-            robot,
-            settings.safety,
+            unreadable = error
+            if settings.safety.on_stop is StopRule.REST:
+                # Without a way back there is torque alone to decide on
+                motion = replace(motion, safety=settings.safety.model_copy(update={"on_stop": StopRule.HOLD}))
+        problem = Leaving(
+            robot=robot,
+            motion=motion,
             start_pose=start_pose,
             last_command=now_at,
             fps=settings.fps,
             clock=clock,
             at_once=lambda: signals.count > 0,
-        )
-    return exit_codes.DONE if worked and pose_file.forget(path) else exit_codes.FAILED
+        )()
+    for trouble in filter(None, (unreadable, problem)):
+        logger.error("the arm cannot be left by rule: %s", trouble)
+    return exit_codes.FAILED if unreadable or problem or not pose_file.forget(path) else exit_codes.DONE
 
 
-def _without_pose(rule: StopRule) -> StopRule:
-    return StopRule.HOLD if rule is StopRule.REST else rule
-
-
-def _poses(settings: EdgeSettings, robot: Robot, path: Path) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns where the way back leads, if there is one, and where it begins."""
-    start_pose = pose_file.read(path, robot.spec.action_names) if settings.safety.on_stop is StopRule.REST else None
-    return start_pose, measured_pose(robot)
+def _may_drive(path: Path, safety: SafetySettings) -> bool:
+    """Returns whether the killed run's robot may have something that drives on: a base with wheels."""
+    names = pose_file.names(path)
+    return names is None or bool(ActionKinds.from_names(names, (), safety.velocity_actions).is_velocity.any())
 
 
 @contextmanager

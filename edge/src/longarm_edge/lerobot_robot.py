@@ -1,14 +1,16 @@
 """The edge's only door to LeRobot: a robot of any type, as names, arrays and two calls."""
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
+import inspect
 import io
 import logging
 import pkgutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,10 @@ from lerobot.robots import Robot as LeRobot
 from lerobot.robots import RobotConfig, make_robot_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from longarm_edge.lerobot_arms import ArmsTorque, unconfigured
+from longarm_edge.lerobot_cameras import serving, take_apart
 from longarm_edge.robot import RobotReading
+from longarm_edge.turns import Turns
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import CameraSpec, RobotSpec
 
@@ -78,8 +83,8 @@ def make_robot(
     Without cameras, those of its configuration are left out: an arm can be let go of even when one of them hangs.
     """
     config = parse_robot(settings, flags)
-    if not cameras and hasattr(config, "cameras"):
-        config.cameras = {}
+    if not cameras:
+        _leave_out_cameras(config)
     return LeRobotRobot(config, fps, _named(settings, flags))
 
 
@@ -101,10 +106,14 @@ class LeRobotRobot:
             self._robot: LeRobot = make_robot_from_config(config)
         except Exception as error:
             raise ConfigurationError([f"--robot: LeRobot cannot make a {config.type}: {_in_full(error)}"]) from error
-        # A robot that says so takes calls from several threads: a command then need not wait for a slow camera
-        thread_safe = getattr(self._robot, "is_thread_safe", False)
-        self._lock = contextlib.nullcontext() if thread_safe else threading.Lock()
         self.spec = _spec(self._robot, robot_type or config.type, fps)
+        self._cameras = take_apart(self._robot)
+        self._torque = ArmsTorque(self._robot)
+        self.torque_at_disconnect = self._torque.at_disconnect
+        # A robot that says so takes calls from several threads: a command then need not wait for a slow observation
+        self._turns = Turns(several=getattr(self._robot, "is_thread_safe", False))
+        self._observing = threading.Lock()
+        self._touched = self._ready = False
 
     @property
     def lerobot(self) -> LeRobot:
@@ -114,7 +123,7 @@ class LeRobotRobot:
     @property
     def arms(self) -> tuple[LeRobot, ...]:
         """LeRobot's objects that have motors of their own: of a robot composed of others, those."""
-        return tuple(part for part in vars(self._robot).values() if isinstance(part, LeRobot)) or (self._robot,)
+        return self._torque.arms
 
     def connect(self, *, configure: bool = True) -> None:
         """Connects to the hardware. An uncalibrated robot is refused: calibration asks questions.
@@ -124,64 +133,82 @@ class LeRobotRobot:
             stiff. Without, an arm that holds goes on holding and a limp one stays limp, to be read and left alone.
 
         Raises:
-          ConnectionError: LeRobot cannot connect, or the robot is not calibrated.
+          ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
         """
-        try:
-            with contextlib.nullcontext() if configure else _unconfigured(self.arms):
-                self._robot.connect(calibrate=False)
-        except Exception as error:
-            raise ConnectionError(f"Cannot connect to the robot {self.spec.robot_type}: {_in_full(error)}") from error
-        if not self._robot.is_calibrated:
-            self.disconnect(torque=None if configure else True)
-            raise ConnectionError(
-                f"The robot {self.spec.robot_type} is not calibrated. Run lerobot-calibrate with the same flags."
-            )
+        with self._turns.take(), contextlib.nullcontext() if configure else unconfigured(self._robot):
+            self._touched = True
+            # Whatever happens from here on, a torque that is on stays on until disconnect says otherwise
+            self._torque.choose(True)
+            try:
+                # Robots without motors of their own leave the argument out
+                takes_it = "calibrate" in inspect.signature(self._robot.connect).parameters
+                self._robot.connect(**({"calibrate": False} if takes_it else {}))
+            except Exception as error:
+                what = f"Cannot connect to the robot {self.spec.robot_type}"
+                raise ConnectionError(f"{what}: {_in_full(error)}") from error
+            # None is no answer, and comes from robots that have nothing to calibrate
+            if self._robot.is_calibrated is False:
+                raise ConnectionError(
+                    f"The robot {self.spec.robot_type} is not calibrated. Run lerobot-calibrate with the same flags."
+                )
+            self._ready = True
 
-    def observe(self) -> RobotReading:
-        """Returns what the robot sees and feels now."""
-        with self._lock:
-            raw = self._robot.get_observation()
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
+        """Returns what the robot sees and feels now. Commands wait for its motors at most, never for a camera."""
+        with self._observing:
+            for camera in self._cameras:
+                camera.capture()
+            with self._turns.take(), serving(self._cameras):
+                step = next_step()
+                raw = self._robot.get_observation()
+        missing = [name for name in (*self.spec.state_names, *(c.name for c in self.spec.cameras)) if name not in raw]
+        if missing:
+            raise ConnectionError(f"The robot {self.spec.robot_type} gave no value for {', '.join(missing)}")
         return RobotReading(
             state=np.array([raw[name] for name in self.spec.state_names], np.float32),
             images={camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras},
+            step=step,
         )
 
     def send(self, command: np.ndarray) -> None:
         """Sends one command, float32 of shape (action_names), robot units."""
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
-        with self._lock:
+        with self._turns.take():
             self._robot.send_action(action)
 
+    def take_over(self, seconds: float) -> bool:
+        """Waits for a call in flight, and then for none any more; see longarm_edge.robot.Robot."""
+        return self._turns.take_over(seconds)
+
     def disconnect(self, *, torque: bool | None) -> None:
-        """Lets go of the hardware. Does nothing if it is not connected.
+        """Lets go of the hardware, of every arm of it. Does nothing if connect was never called.
 
         Args:
           torque: Whether the motors keep their torque; None for what the robot's own configuration says.
+
+        Raises:
+          Exception: Whatever LeRobot raises. The torque may not be as it was asked for.
         """
-        with self._lock:
-            if not self._robot.is_connected:
+        with self._turns.take():
+            if not self._touched or not (self._ready or self._robot.is_connected or self._torque.motors_answer()):
                 return
-            config: Any = getattr(self._robot, "config", None)
-            if torque is not None and hasattr(config, "disable_torque_on_disconnect"):
-                config.disable_torque_on_disconnect = not torque
-            elif torque is not None:
-                logger.warning(
-                    "%s has no setting for torque at disconnect: it is left as the robot does by itself",
-                    self.spec.robot_type,
-                )
-            self._robot.disconnect()
+            self._torque.choose(torque)
+            try:
+                self._robot.disconnect()
+            except Exception as error:
+                # LeRobot refuses to disconnect a robot of which a part is gone; the rest of it still has to be left
+                if not self._torque.disconnect_motors():
+                    raise
+                logger.warning("%s was let go of, but for: %s", self.spec.robot_type, error)
 
 
-@contextlib.contextmanager
-def _unconfigured(arms: Sequence[LeRobot]) -> Iterator[None]:
-    """Keeps LeRobot, which configures motors as it connects to them, from doing so."""
-    for arm in arms:
-        arm.configure = lambda: None
-    try:
-        yield
-    finally:
-        for arm in arms:
-            del arm.configure
+def _leave_out_cameras(config: Any) -> None:
+    """Empties the cameras of config and of the arms' configurations within it."""
+    if isinstance(getattr(config, "cameras", None), dict):
+        config.cameras = {}
+    for arm in dataclasses.fields(config):
+        if dataclasses.is_dataclass(value := getattr(config, arm.name)) and not isinstance(value, type):
+            _leave_out_cameras(value)
 
 
 def _in_full(error: BaseException) -> str:

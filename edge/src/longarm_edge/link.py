@@ -13,6 +13,8 @@ class LinkState(StrEnum):
     """Chunks arrive in time."""
     DEGRADED = "degraded"
     """No fresh chunk when one was due, and the queue still has actions."""
+    SLOW = "slow"
+    """Chunks arrive, too slowly to join: the arm plays a chunk, stands, and plays the next."""
     STALLED = "stalled"
     """Nothing to execute: the queue is empty or too old."""
     RECONNECTING = "reconnecting"
@@ -22,7 +24,13 @@ class LinkState(StrEnum):
 
 
 # States in which the robot does what the policy says
-HEALTHY = frozenset({LinkState.STREAMING, LinkState.DEGRADED})
+HEALTHY = frozenset({LinkState.STREAMING, LinkState.DEGRADED, LinkState.SLOW})
+
+# An answer that takes so many times as long as usual is overdue
+OVERDUE_TIMES = 2.0
+# What a chunk waits for, as long as nothing is known to be wrong
+UNOBSERVED = "The robot has given no observation yet"
+UNANSWERED = "The last observation was not answered yet"
 
 
 @dataclass
@@ -33,6 +41,8 @@ class Link:
       max_offline: Seconds that a fresh chunk may be wanted and not come, for whatever reason. After them the link has
         failed.
       degraded_after: Seconds of the same after which it is degraded.
+
+    Both are longer where usual answers take so long: a chunk that comes as it always does is not overdue.
     """
 
     max_offline: float
@@ -40,13 +50,18 @@ class Link:
     _asking_since: float | None = None
     _unreachable: bool = False
     _streamed: bool = False
-    _trouble: str = "The service does not answer"
+    _usual: float = 0.0
+    _slow: bool = False
+    _awaited: str = UNOBSERVED
+    _trouble: str = ""
     _failure: str | None = None
 
     def asking(self, now: float) -> None:
-        """A fresh chunk is wanted."""
+        """A fresh chunk is wanted, and an observation for it."""
+        self._awaited = UNOBSERVED
         if self._asking_since is None:
             self._asking_since = now
+            self._trouble = ""
 
     def idle(self) -> None:
         """No fresh chunk is wanted after all."""
@@ -57,6 +72,15 @@ class Link:
         self._streamed = True
         self._asking_since = None
         self._unreachable = False
+
+    def observed(self) -> None:
+        """The robot gave the observation that is to be answered."""
+        self._awaited = UNANSWERED
+
+    def answers_take(self, usual: float, *, slow: bool = False) -> None:
+        """An answer usually takes so many seconds; slow: so long that the arm stands between chunks."""
+        self._usual = usual
+        self._slow = slow
 
     def reached(self) -> None:
         """The service answered, if only with an error."""
@@ -77,9 +101,10 @@ class Link:
 
     def failure(self, now: float) -> str | None:
         """Returns why the run must end, or None."""
-        asking_since = self._asking_since
-        if self._failure is None and asking_since is not None and now - asking_since > self.max_offline:
-            self._failure = f"No chunk for more than max_offline={self.max_offline:g} s. {self._trouble}"
+        if self._failure is None and self._overdue(now, self.max_offline):
+            self._failure = (
+                f"No chunk for more than max_offline={self.max_offline:g} s. {self._trouble or self._awaited}"
+            )
         return self._failure
 
     def state(self, now: float, playback_left: float) -> LinkState:
@@ -93,8 +118,13 @@ class Link:
             return LinkState.FAILED
         if not self._streamed:
             return LinkState.CONNECTING
+        late = self._unreachable or self._overdue(now, self.degraded_after)
+        if self._slow and not late:
+            return LinkState.SLOW
         if playback_left <= 0:
             return LinkState.RECONNECTING if self._unreachable else LinkState.STALLED
+        return LinkState.DEGRADED if late else LinkState.STREAMING
+
+    def _overdue(self, now: float, after: float) -> bool:
         asking_since = self._asking_since
-        overdue = asking_since is not None and now - asking_since > self.degraded_after
-        return LinkState.DEGRADED if overdue or self._unreachable else LinkState.STREAMING
+        return asking_since is not None and now - asking_since > max(after, OVERDUE_TIMES * self._usual)

@@ -43,7 +43,7 @@ class Observation(StrEnum):
     REJECTED = "rejected"
     """The service, or the edge's check of its chunk, refused."""
     STALE = "stale"
-    """Its chunk came when no action of it could be executed any more."""
+    """Its chunk came when no action of it could be executed any more: all were, or all were too old."""
     SUPERSEDED = "superseded"
     """A newer one took its place on the service."""
     FAILED = "failed"

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 MAX_BACKLOG = 15
 # Captures that are kept for the ticks of that backlog, the tick to come and a capture that was repeated
 CAPTURES_SHARED = MAX_BACKLOG + 2
+# Seconds for the thread to end, once nothing but the robot can keep it
+HANG_SECONDS = 2.0
 # How many captures tell how long one usually takes
 CAPTURES_KEPT = 20
 
@@ -86,16 +88,27 @@ class SharedView:
     Without it a period would have two captures, and the second might reach into the next tick.
     """
 
-    def __init__(self, robot: Robot, clock: Clock, fps: float, next_tick: Callable[[], int]) -> None:
-        """Looks through robot; next_tick returns the tick that an observation captured now belongs to."""
-        self.spec = robot.spec
+    def __init__(
+        self,
+        robot: Robot,
+        clock: Clock,
+        fps: float,
+        next_tick: Callable[[], int],
+        next_step: Callable[[], int] = lambda: 0,
+        kept: int = CAPTURES_SHARED,
+    ) -> None:
+        """Looks through robot, and keeps so many captures.
+
+        An observation captured now belongs to the tick and the step that next_tick and next_step return.
+        """
         self._robot = robot
         self._clock = clock
         self._period = 1 / fps
         self._next_tick = next_tick
+        self._next_step = next_step
         self._lock = threading.Lock()
         # More than the last: the planner may capture for the next tick before the observer has looked at this one
-        self._captures: deque[_Capture] = deque(maxlen=CAPTURES_SHARED)
+        self._captures: deque[_Capture] = deque(maxlen=kept)
         self._seconds: deque[float] = deque(maxlen=CAPTURES_KEPT)
 
     def observe(self) -> RobotReading:
@@ -105,7 +118,7 @@ class SharedView:
             last = self._captures[-1] if self._captures else None
             if last is not None and last.tick == tick and started - last.started < self._period:
                 return last.reading
-            reading = replace(self._robot.observe(), captured_at=started)
+            reading = replace(self._robot.observe(self._next_step), captured_at=started)
             finished = self._clock.now()
             self._seconds.append(finished - started)
             self._captures.append(_Capture(tick, started, finished, reading))
@@ -122,18 +135,6 @@ class SharedView:
         """Returns how long a capture usually takes, the planner's counted too; 0 without any."""
         seconds = list(self._seconds)
         return float(np.median(seconds)) if seconds else 0.0
-
-    def connect(self) -> None:
-        """Connects to the hardware, as the robot does."""
-        self._robot.connect()
-
-    def send(self, command: np.ndarray) -> None:
-        """Sends one command, as the robot does."""
-        self._robot.send(command)
-
-    def disconnect(self, *, torque: bool | None) -> None:
-        """Lets go of the hardware, as the robot does."""
-        self._robot.disconnect(torque=torque)
 
 
 class Observer:
@@ -176,10 +177,11 @@ class Observer:
         self._notes.put(None)
 
     def close(self) -> None:
-        """Returns when every tick that was executed has been offered."""
+        """Returns when every tick that was executed has been offered, but for those behind a robot that hangs."""
         self.stop()
         if self._thread.ident is not None:
-            self._thread.join()
+            # An observation that hangs is not waited for
+            self._thread.join(HANG_SECONDS)
 
     def _run(self) -> None:
         while (executed := self._notes.get()) is not None:

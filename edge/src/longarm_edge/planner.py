@@ -6,15 +6,17 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from longarm_edge.action_queue import ActionChunk, ActionQueue
+from longarm_edge.action_queue import ActionChunk, ActionQueue, Drop
 from longarm_edge.backoff import Backoff
 from longarm_edge.guard import RejectedChunkError, check_chunk
 from longarm_edge.link import Link
 from longarm_edge.metrics import Observation, Reconnect, Stage
 from longarm_edge.observation_filter import ObservationFilter, look_at
+from longarm_edge.pace import Pace
 from longarm_edge.patience import Patience
 from longarm_edge.policy_client import (
     SERVER_STAGES,
+    LateError,
     PolicyClient,
     Reply,
     Session,
@@ -22,7 +24,7 @@ from longarm_edge.policy_client import (
 )
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replanner, RoundTrips
-from longarm_edge.robot import Robot, RobotReading
+from longarm_edge.robot import Observed, RobotReading
 from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock
 from longarm_edge.trace import RequestRecord, Trace
@@ -39,6 +41,7 @@ OUTCOMES = {
     Reason.POLICY_RETURNED_INVALID: Observation.REJECTED,
     Reason.INVALID_REQUEST: Observation.REJECTED,
     Reason.INVALID_IMAGE: Observation.REJECTED,
+    Reason.FOREIGN_REPLY: Observation.REJECTED,
     Reason.SESSION_UNKNOWN: Observation.LOST,
     Reason.SHUTTING_DOWN: Observation.LOST,
 }
@@ -55,6 +58,10 @@ FATAL_AT_REOPEN = frozenset(
 )
 
 
+# Seconds for the thread to end, once nothing but the robot can keep it
+HANG_SECONDS = 2.0
+# Answers after which it is said that they are slow: the first ones pay for what comes once
+ANSWERS_TO_JUDGE_BY = 3
 # Longest pause after a failure, in seconds: an arm that stands still wants the link back soon
 PAUSE_CAP = 0.8
 
@@ -74,12 +81,14 @@ class Planner:
       trace: Records every observation.
       clock: Tells the time.
       fps: Ticks per second.
+      actions_per_chunk: What the setting limits a chunk to; 0: nothing.
       request_timeout: Longest deadline of a prediction in seconds.
-      wait_for_tick: Returns after the next tick's command is out, or after so many seconds.
+      wait_for_tick: Returns True after the next tick's command is out, False if none was within so many seconds.
       rtc: Makes chunks follow each other, for a session that was opened with it.
+      hindrance: Says why nothing may be asked of the service now; nothing if it may.
     """
 
-    robot: Robot
+    robot: Observed
     client: PolicyClient
     session: Session
     reopen: Callable[[], Session]
@@ -90,9 +99,11 @@ class Planner:
     trace: Trace
     clock: Clock
     fps: float
+    actions_per_chunk: int
     request_timeout: float
-    wait_for_tick: Callable[[float], object]
+    wait_for_tick: Callable[[float], bool]
     rtc: RealTimeChunking | None = None
+    hindrance: Callable[[], str] = lambda: ""
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -102,6 +113,8 @@ class Planner:
     _backoff: Backoff = field(default_factory=lambda: Backoff(cap=PAUSE_CAP))
     _repeats: Repeats = field(default_factory=Repeats)
     _rested_since: float = -math.inf
+    _slow_answers: int = 0
+    _slowness_told: bool = False
     _unreachable: bool = False
     _session_unknown: bool = False
 
@@ -123,12 +136,15 @@ class Planner:
         self._nudged.set()
 
     def close(self) -> None:
-        """Ends planning, a call in flight included, and tells the service that the session is over."""
+        """Ends planning, a call in flight included, and tells the service that the session is over.
+
+        A robot that hangs in an observation is not waited for.
+        """
         self.stop()
         if self._thread is not None:
             self._thread.join(0.2)
             self.client.abort()
-            self._thread.join()
+            self._thread.join(HANG_SECONDS)
         self.client.close_session(self.session)
 
     @property
@@ -142,15 +158,18 @@ class Planner:
         Raises as PolicyClient.predict does, and RejectedChunkError.
         """
         reading = self.robot.observe()
-        reply, _, _ = self.client.predict(
+        reply, _, call_seconds = self.client.predict(
             self.session, reading, episode=self.queue.episode, tick=0, timeout=self.warm_up_timeout
         )
         check_chunk(reply.actions, self.session.action_dim)
+        # What comes once, such as compiling, may take longer than any answer is waited for
+        self.link.answers_take(min(call_seconds, self.request_timeout))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if self.first_chunk.is_set():
-                self.wait_for_tick(2 / self.fps)
+            if self.first_chunk.is_set() and not self.wait_for_tick(2 / self.fps):
+                # The loop has not begun, or a call to the robot hangs: what is seen then belongs to no step for sure
+                continue
             try:
                 self._step()
             except Exception as error:
@@ -167,12 +186,16 @@ class Planner:
         if (self._unreachable and not self._connect()) or (self._session_unknown and not self._reopen()):
             return
         playback_left = self.queue.playback_left(now, self.fps)
-        p95 = self.round_trips.p95()
         rested = now - self._rested_since
-        if not self.replanner.wants(self.queue.depth(), self.session.chunk_size, playback_left, p95, rested):
+        if not self.replanner.wants(
+            self.queue.depth(), self.session.chunk_size, playback_left, self.round_trips, rested
+        ):
+            return
+        p95 = self.round_trips.p95()
+        self.link.asking(now)
+        if not self._may_ask():
             return
         outlook = self.queue.outlook()
-        self.link.asking(now)
         captured_at = self.clock.now()
         try:
             reading = self.robot.observe()
@@ -182,6 +205,7 @@ class Planner:
             self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
             return
         observed = self.clock.now()
+        self.link.observed()
         if reading.captured_at is not None:  # it was shared, and is a little older than this question
             captured_at = reading.captured_at
         look = look_at(reading.state, reading.images)
@@ -193,8 +217,10 @@ class Planner:
             self.link.idle()
             self.trace.observation(Observation.FILTERED)
             return
-        prefix = self.rtc.prefix(outlook.coming, p95) if self.rtc is not None else None
-        answer = self._predict(reading, outlook.episode, outlook.tick, prefix)
+        # What went out before the motors were read is behind the observation
+        coming = outlook.coming[max(0, reading.step - outlook.step) :]
+        prefix = self.rtc.prefix(coming, p95) if self.rtc is not None else None
+        answer = self._predict(reading, outlook.episode, reading.step, prefix)
         if answer is None or self._stopping.is_set():
             return
         reply, encode_seconds, call_seconds = answer
@@ -206,23 +232,25 @@ class Planner:
             self._failed(Observation.REJECTED, str(error))
             return
         merging = self.clock.now()
-        result = self.queue.merge(
-            ActionChunk(
-                outlook.epoch,
-                reply.episode,
-                reply.sequence,
-                reply.tick,
-                captured_at,
-                reply.actions,
-                reply.model_actions,
-            )
+        chunk = ActionChunk(
+            outlook.epoch,
+            reply.episode,
+            reply.sequence,
+            reading.step,
+            captured_at,
+            reply.actions,
+            reply.model_actions,
         )
+        lost = self.queue.merge(chunk, merging)
         merged = self._rested_since = self.clock.now()
         self.round_trips.add(merged - captured_at)
         self._patience.answered(call_seconds, max(0.0, call_seconds - reply.server_total_seconds))
-        if not result.taken or result.late_count == len(reply.actions):
+        self._judge_pace()
+        if lost is not None:
             self.link.reached()
             self.trace.observation(Observation.STALE)
+            if lost is Drop.EXPIRED:
+                self._too_old(merging - captured_at)
             return
         self.observation_filter.answered(look)
         self.link.chunk_arrived()
@@ -244,19 +272,41 @@ class Planner:
         )
         self.first_chunk.set()
 
+    def _judge_pace(self) -> None:
+        """Lets the link know what answers take, and says once if the arm has to stand between them."""
+        trips, age, limit = self.round_trips, self.queue.max_action_age, self.actions_per_chunk
+        typical, slowest, usual = trips.typical(), trips.slow_ones(), trips.p95()
+        assert typical is not None and slowest is not None and usual is not None, "an answer comes first"  # noqa: S101, PT018
+        pace = Pace(typical, slowest, self.session.chunk_size, limit, self.fps, age)
+        self.link.answers_take(usual, slow=pace.slow)
+        self._slow_answers = self._slow_answers + 1 if pace.slow else 0
+        if self._slow_answers == ANSWERS_TO_JUDGE_BY and not self._slowness_told:
+            self._slowness_told = True
+            logger.warning("%s", pace.advice())
+
+    def _too_old(self, age: float) -> None:
+        """Nothing of an answer may be executed, though it came."""
+        message = (
+            f"An answer came {age:.2f} s after its observation, and actions older than "
+            f"safety.max_action_age={self.queue.max_action_age:g} s are not executed. What would help: a faster GPU, "
+            "one nearer by, or a larger safety.max_action_age"
+        )
+        self.link.trouble(message)
+        self._say(message)
+
     def _predict(
-        self, reading: RobotReading, episode: int, tick: int, prefix: RtcPrefix | None
+        self, reading: RobotReading, episode: int, step: int, prefix: RtcPrefix | None
     ) -> tuple[Reply, float, float] | None:
         self.trace.sent(self.clock.now())
         timeout = self._patience.deadline()
         try:
             answer = self.client.predict(
-                self.session, reading, episode=episode, tick=tick, timeout=timeout, rtc_prefix=prefix
+                self.session, reading, episode=episode, tick=step, timeout=timeout, rtc_prefix=prefix
             )
         except UnreachableError as error:
             if not self._stopping.is_set():  # else it was us who hung up
                 self._patience.lost()
-                self._lost(error)
+                self._lost(error, timeout)
                 self.trace.observation(Observation.LOST)
             return None
         except WireError as error:
@@ -274,23 +324,46 @@ class Planner:
             logger.info("the service is within reach again")
         return answer
 
+    def _may_ask(self) -> bool:
+        """Waits a moment for what hinders to be over, and returns whether it is."""
+        self._nudged.clear()
+        if self._stopping.is_set():
+            return False
+        if why := self.hindrance():
+            self.link.unreachable(why)
+            self._disconnected()
+            self._nudged.wait(PAUSE_CAP)
+        return not self._stopping.is_set() and not self.hindrance()
+
     def _connect(self) -> bool:
         """Waits for a connection, so that nothing is captured that is old when it stands. Returns whether it does."""
         try:
             self.client.connect(self._patience.connect_seconds())
         except UnreachableError as error:
-            self.link.unreachable(str(error))
+            self.link.unreachable(self.hindrance() or str(error))
             self._say(str(error))
             return False
         self.link.reached()
         return not self._stopping.is_set()
 
-    def _lost(self, error: UnreachableError) -> None:
+    def _lost(self, error: UnreachableError, timeout: float = 0.0) -> None:
+        message = str(error)
+        # Lost before, and found again just before this try: _connect saw to it
+        if self._unreachable and isinstance(error, LateError) and timeout >= self.request_timeout:
+            message += (
+                f", though it is within reach. request_timeout={self.request_timeout:g} s is the longest wait: if the "
+                "policy takes longer, raise it"
+            )
+            self.link.trouble(message)
+        else:
+            self.link.unreachable(message)
+        self._disconnected()
+        self._pause(message)
+
+    def _disconnected(self) -> None:
         """The connection is gone: its replies belong to the past."""
         self._unreachable = True
         self.queue.begin_epoch()
-        self.link.unreachable(str(error))
-        self._pause(str(error))
 
     def _reopen(self) -> bool:
         """Opens the session anew. Returns whether it is open."""

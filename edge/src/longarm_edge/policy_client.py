@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,10 @@ SERVER_STAGES = ("queue", "decode", "preprocess", "predict", "postprocess")
 
 class UnreachableError(Exception):
     """The service did not answer: no connection, a dead link, or no reply before the deadline."""
+
+
+class LateError(UnreachableError):
+    """No reply before the deadline: a dead link, or a policy that takes longer."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Session:
       cameras: What to send, in the sizes to send.
       chunk_size: Actions per chunk.
       model_action_dim: Values of one model-space action, where the session uses real-time chunking; else 0.
+      reply_secret: What every reply of the session carries.
     """
 
     session_id: str
@@ -83,6 +89,7 @@ class Session:
     cameras: tuple[CameraSpec, ...]
     chunk_size: int
     model_action_dim: int = 0
+    reply_secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Reply:
     Attributes:
       sequence: Of the request.
       episode: Of the request.
-      tick: Tick of the first action.
+      tick: Of the request: the step of the first action.
       actions: float32, shape (steps, action_dim), robot units; not yet checked.
       model_actions: As the policy made them, float32, shape (steps, model_action_dim); not yet checked. None without
         real-time chunking.
@@ -116,15 +123,17 @@ class Reply:
 class PolicyClient:
     """Talks to one policy service. Not thread-safe: one thread, one request in flight."""
 
-    def __init__(self, address: str, codec: images.Codec, jpeg_quality: int) -> None:
+    def __init__(self, address: str, codec: images.Codec, jpeg_quality: int, *, name: str = "") -> None:
         """Dials lazily: nothing is sent before the first call.
 
         Args:
-          address: host:port of the service.
+          address: host:port of the service, or unix: and the path of a socket that leads to it.
           codec: How frames travel.
           jpeg_quality: 1 to 100.
+          name: Where address leads to, for messages; address itself by default.
         """
         self.address = address
+        self.name = name or address
         self._codec = codec
         self._jpeg_quality = jpeg_quality
         self._encoders = ThreadPoolExecutor(thread_name_prefix="encode")
@@ -142,7 +151,7 @@ class PolicyClient:
         try:
             return self._stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=timeout)
         except grpc.RpcError as error:
-            raise _translated(error, self.address, timeout) from error
+            raise _translated(error, self.name, timeout) from error
 
     def open_session(
         self,
@@ -182,7 +191,7 @@ class PolicyClient:
                     return _checked_session(response.session, robot, choice.rtc)
                 on_progress(response.progress)
         except grpc.RpcError as error:
-            raise _translated(error, self.address, timeout) from error
+            raise _translated(error, self.name, timeout) from error
         raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
 
     def predict(
@@ -201,7 +210,7 @@ class PolicyClient:
           session: Where to send it.
           reading: The observation; only what the session asks for travels.
           episode: Episode of the observation.
-          tick: Tick that follows the capture.
+          tick: Step that is next at the capture.
           timeout: Deadline in seconds.
           rtc_prefix: What the new chunk is to follow, in a session with real-time chunking.
 
@@ -224,11 +233,17 @@ class PolicyClient:
         try:
             response = self._stub.PredictChunk(request, timeout=timeout)
         except grpc.RpcError as error:
-            translated = _translated(error, self.address, timeout)
+            translated = _translated(error, self.name, timeout)
             if isinstance(translated, UnreachableError):
                 self.redial()
             raise translated from error
         returned = time.monotonic()
+        if not compare_digest(response.reply_secret, session.reply_secret):
+            raise WireError(
+                Reason.FOREIGN_REPLY,
+                f"What answers at {self.name} is not the service that opened the session: its reply lacks the "
+                "session's secret. See who listens there.",
+            )
         if response.sequence != self._sequence:
             raise WireError(
                 Reason.INVALID_REQUEST, f"Expected the reply to request {self._sequence}, found {response.sequence}"
@@ -248,12 +263,10 @@ class PolicyClient:
             # A call that waits, and not gRPC's own future: that one's thread fails when the channel is closed meanwhile
             self._stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=timeout, wait_for_ready=True)
         except grpc.RpcError as error:
-            if not isinstance(_translated(error, self.address, timeout), UnreachableError):
+            if not isinstance(_translated(error, self.name, timeout), UnreachableError):
                 return  # it answers, if only to complain
             self.redial()
-            raise UnreachableError(
-                f"The service at {self.address} is out of reach: no connection comes about"
-            ) from None
+            raise UnreachableError(f"The service at {self.name} is out of reach: no connection comes about") from None
 
     def close_session(self, session: Session, *, timeout: float = 1.0) -> None:
         """Tells the service that the robot is done. A service out of reach will find out by itself."""
@@ -261,9 +274,7 @@ class PolicyClient:
         try:
             self._stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id), timeout=timeout)
         except grpc.RpcError as error:
-            logger.info(
-                "the service was not told that the session ended: %s", _translated(error, self.address, timeout)
-            )
+            logger.info("the service was not told that the session ended: %s", _translated(error, self.name, timeout))
 
     def redial(self) -> None:
         """Drops the connection. A dead link can look alive for minutes; a new connection finds out at once."""
@@ -347,6 +358,7 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: 
         cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in description.cameras),
         chunk_size=description.chunk_size,
         model_action_dim=description.model_action_dim if rtc is not None else 0,
+        reply_secret=description.reply_secret,
     )
 
 
@@ -374,18 +386,18 @@ def _reply(request: pb.PredictChunkRequest, response: pb.PredictChunkResponse, s
     )
 
 
-def _translated(error: grpc.RpcError, address: str, timeout: float) -> UnreachableError | WireError:
+def _translated(error: grpc.RpcError, name: str, timeout: float) -> UnreachableError | WireError:
     declared = from_rpc_error(error)
     if declared is not None:
         return declared
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     details = error.details() if isinstance(error, grpc.Call) else str(error)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return UnreachableError(f"The service at {address} did not answer within {round(timeout, 1):g} s")
+        return LateError(f"The service at {name} did not answer within {round(timeout, 1):g} s")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return UnreachableError(f"The service at {address} is out of reach: {details}")
+        return UnreachableError(f"The service at {name} is out of reach: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return WireError(
-            Reason.INVALID_REQUEST, f"{address} answers, but is no Longarm policy service of this version: {details}"
+            Reason.INVALID_REQUEST, f"{name} answers, but is no Longarm policy service of this version: {details}"
         )
-    return WireError(Reason.INVALID_REQUEST, f"The service at {address} answered {code.name}: {details}")
+    return WireError(Reason.INVALID_REQUEST, f"The service at {name} answered {code.name}: {details}")

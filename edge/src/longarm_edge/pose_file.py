@@ -17,14 +17,15 @@ logger = logging.getLogger(__name__)
 
 
 def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
-    """Writes pose, shape (names), in one step.
+    """Writes pose, shape (names), NaN where it is not known, in one step.
 
     Raises:
       ConfigurationError: The file cannot be written.
     """
+    values = (None if np.isnan(value) else value for value in pose.tolist())
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        draft.write_text(json.dumps(dict(zip(names, pose.tolist(), strict=True))) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(dict(zip(names, values, strict=True))) + "\n", encoding="utf-8")
         draft.replace(path)
     except OSError as error:
         raise ConfigurationError([f"Cannot write {path} (safety.pose_file): {error.strerror}"]) from error
@@ -46,7 +47,7 @@ def is_kept(path: Path) -> bool:
 
 
 def read(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Returns the pose, float32 of shape (names).
+    """Returns the pose, float32 of shape (names), NaN where it is not known.
 
     Raises:
       OSError: It cannot be read.
@@ -55,7 +56,16 @@ def read(path: Path, names: Sequence[str]) -> np.ndarray:
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict) or set(found) != set(names):
         raise ValueError(f"Expected a pose of {', '.join(names)} in {path} but found {found!r}")
-    return np.array([found[name] for name in names], np.float32)
+    return np.array([np.nan if found[name] is None else found[name] for name in names], np.float32)
+
+
+def names(path: Path) -> list[str] | None:
+    """Returns the names of the actions whose pose is kept, None if the file cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return list(found) if isinstance(found, dict) and found else None
 
 
 def forget(path: Path) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class Repeats:
-    """Lets a message through when it is another than the last one, or when that was long ago."""
+    """Lets a message through when it is a new one, or when it was let through long ago."""
 
     def __init__(self, period: float = 30.0, now: Callable[[], float] = time.monotonic) -> None:
         """Lets the first message through.
@@ -16,15 +16,18 @@ class Repeats:
         """
         self._period = period
         self._now = now
-        self._last: tuple[str, float] | None = None
+        self._passed: dict[str, float] = {}
 
     def lets_through(self, message: str) -> bool:
         """Returns whether message is worth a line."""
-        if self._last is not None and self._last[0] == message and self._now() - self._last[1] < self._period:
+        now = self._now()
+        # Several that take turns say no more than each of them once
+        self._passed = {text: at for text, at in self._passed.items() if now - at < self._period}
+        if message in self._passed:
             return False
-        self._last = (message, self._now())
+        self._passed[message] = now
         return True
 
     def forget(self) -> None:
         """Things are well again: the next message is news."""
-        self._last = None
+        self._passed.clear()

@@ -24,6 +24,13 @@ class Replan(StrEnum):
 REST_TICKS = 2
 
 
+# Recent answers whose median is what one typically takes: four outliers in a row do not change how is planned, and five
+# slow answers do
+TYPICAL_OF = 9
+# Recent answers of which two that are slow tell that some are
+SLOW_OF = 20
+
+
 class RoundTrips:
     """The recent times from capture to merge, in seconds. Warm-up and failed requests do not belong here."""
 
@@ -39,6 +46,15 @@ class RoundTrips:
         """Returns the 95th percentile, or None before the first round trip."""
         # The higher neighbour: interpolating would promise less than was seen
         return float(np.quantile(self._seconds, 0.95, method="higher")) if self._seconds else None
+
+    def typical(self) -> float | None:
+        """Returns the median of the last TYPICAL_OF, or None before the first round trip."""
+        return float(np.median(list(self._seconds)[-TYPICAL_OF:])) if self._seconds else None
+
+    def slow_ones(self) -> float | None:
+        """Returns the second longest of the last SLOW_OF, or None before the first. The longest may be chance."""
+        recent = sorted(list(self._seconds)[-SLOW_OF:])
+        return recent[-2] if len(recent) > 1 else recent[-1] if recent else None
 
 
 @dataclass(frozen=True)
@@ -58,16 +74,22 @@ class Replanner:
     fps: float
     least_depth: int = 0
 
-    def wants(self, depth: int, chunk_size: int, playback_left: float, p95: float | None, rested: float) -> bool:
+    def wants(self, depth: int, chunk_size: int, playback_left: float, trips: RoundTrips, rested: float) -> bool:
         """Returns whether to ask now.
 
         Args:
           depth: Actions left in the queue.
           chunk_size: Actions of a chunk, positive.
           playback_left: Seconds the queue lasts.
-          p95: Recent round trip in seconds, None if none is known.
+          trips: Recent round trips.
           rested: Seconds since the last observation was answered or filtered, inf before the first.
         """
+        typical, p95 = trips.typical(), trips.p95()
+        if typical is not None and typical * self.fps >= chunk_size:
+            # Whatever is left would be executed before the answer comes, and the answer would have lost as much of
+            # its own. Asked with d of C actions left, an answer of L gives C - d of them in each C - 2d + L: for L >= C
+            # that is best at d = 0
+            return playback_left <= 0
         if p95 is None or depth <= self.least_depth or self.urgent(playback_left, p95):
             return True
         match self.mode:

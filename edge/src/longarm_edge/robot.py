@@ -1,15 +1,13 @@
 """The boundary to a robot: names, arrays and a few calls."""
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
 
 from longarm_wire.specs import RobotSpec
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,49 +18,80 @@ class RobotReading:
       state: float32, shape (state_names), robot units.
       images: RGB frames by camera, uint8, shape (height, width, 3).
       captured_at: When the capture began, seconds on the monotonic clock; None where whoever asked knows it best.
+      step: The step that came next when the motors were read.
     """
 
     state: np.ndarray
     images: Mapping[str, np.ndarray]
     captured_at: float | None = None
+    step: int = 0
+
+
+class Torque(StrEnum):
+    """What becomes of the torque of a robot's joints when it is let go of."""
+
+    CHOSEN = "chosen"
+    """What disconnect is told."""
+    KEPT = "kept"
+    """It always stays on."""
+    LOST = "lost"
+    """It always goes off."""
+    UNKNOWN = "unknown"
+    """The driver decides, and does not say how."""
+
+
+class Observed(Protocol):
+    """What can be looked at."""
+
+    def observe(self) -> RobotReading:
+        """Returns what can be seen and felt now."""
+        ...
 
 
 class Robot(Protocol):
-    """A robot. Calls may come from any thread; the implementation lets one at a time reach the hardware."""
+    """A robot. Calls may come from any thread; the implementation lets one at a time reach the motors."""
 
     spec: RobotSpec
+    torque_at_disconnect: Torque
 
-    def connect(self) -> None:
+    def connect(self, *, configure: bool = True) -> None:
         """Connects to the hardware.
+
+        Args:
+          configure: Whether to write settings to the motors, for which the torque may go off for a moment.
 
         Raises:
           ConnectionError: It does not answer or is not calibrated.
         """
         ...
 
-    def observe(self) -> RobotReading:
-        """Returns what the robot sees and feels now."""
+    def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
+        """Returns what the robot sees and feels now.
+
+        Args:
+          next_step: Tells the step of the reading. Called when the motors are about to be read, and no command is on
+            its way to them.
+        """
         ...
 
     def send(self, command: np.ndarray) -> None:
         """Sends one command, float32 of shape (action_names), robot units."""
         ...
 
-    def disconnect(self, *, torque: bool | None) -> None:
-        """Lets go of the hardware. Does nothing if it is not connected.
+    def take_over(self, seconds: float) -> bool:
+        """Waits up to so many seconds for a call in flight, and returns whether there is none any more.
 
-        Args:
-          torque: Whether the motors keep their torque; None for what the robot's own configuration says.
+        Either way later calls do not wait for it, and calls that wait for it now fail without reaching the hardware.
         """
         ...
 
+    def disconnect(self, *, torque: bool | None) -> None:
+        """Lets go of the hardware. Does nothing if connect was never called.
 
-def measured_pose(robot: Robot) -> np.ndarray:
-    """Returns where a connected robot stands as a command that keeps it there, float32 of shape (action_names)."""
-    spec = robot.spec
-    state = dict(zip(spec.state_names, robot.observe().state, strict=True))
-    missing = [name for name in spec.action_names if name not in state]
-    if missing:
-        # A velocity base has actions that are no joints; nothing of it can be moved back to a start pose
-        logger.info("no measured pose for %s: taken as 0", ", ".join(missing))
-    return np.array([state.get(name, 0.0) for name in spec.action_names], np.float32)
+        Args:
+          torque: Whether the motors keep their torque; None for what the robot's own configuration says.
+
+        Raises:
+          Exception: Whatever the driver raises. The torque may not be as it was asked for.
+        """
+        ...

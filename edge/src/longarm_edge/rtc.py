@@ -25,19 +25,20 @@ class RealTimeChunking:
         """Returns what to send of the actions to come, or None if the new chunk has nothing to follow.
 
         Args:
-          coming: Actions for the observation's tick and the ticks after it, without a gap.
+          coming: Actions for the observation's step and the steps after it.
           round_trip: Seconds from capture to merge to expect, None if none is known.
         """
         known = [(action.model_values, action.values) for action in coming[: self.config.execution_horizon]]
         pairs = [(model, robot) for model, robot in known if model is not None]
         if not pairs or len(pairs) < len(known):
             return None
-        delay = math.ceil((round_trip or 0.0) * self._fps)
+        # Steps, not ticks: once all that is coming is executed the arm stands, and the plan with it
+        delay = min(math.ceil((round_trip or 0.0) * self._fps), len(coming))
         if delay >= self.config.execution_horizon and not self._warned:
             self._warned = True
             logger.warning(
-                "a chunk takes %d ticks to come, and rtc.execution_horizon is %d: the arm jumps where chunks meet. Set "
-                "rtc.execution_horizon to %d or more.",
+                "%d actions are executed while a chunk comes, and rtc.execution_horizon is %d: the arm jumps where "
+                "chunks meet. Set rtc.execution_horizon to %d or more.",
                 delay,
                 self.config.execution_horizon,
                 2 * delay,

@@ -2,36 +2,38 @@
 
 import gc
 import logging
+import math
 import os
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import numpy as np
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from longarm_edge import console as terminal
-from longarm_edge import pose_file
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
+from longarm_edge.arm import CALL_SECONDS, Arm
+from longarm_edge.aside import aside, looked_after
 from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
-from longarm_edge.guard import Guard, RejectedChunkError
+from longarm_edge.guard import RejectedChunkError
 from longarm_edge.link import HEALTHY, Link, LinkState
 from longarm_edge.metrics import EdgeMetrics
+from longarm_edge.motion import Motion
 from longarm_edge.observation_filter import ObservationFilter
-from longarm_edge.observer import Observer, SharedView
+from longarm_edge.observer import CAPTURES_SHARED, Observer, SharedView
 from longarm_edge.planner import PAUSE_CAP, Planner
 from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.priority import ahead_of_others
 from longarm_edge.replan import Replanner
 from longarm_edge.report import Summary, check_picture, draw, render, summarize
-from longarm_edge.robot import Robot, measured_pose
+from longarm_edge.robot import Observed, Robot
 from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock, MonotonicClock
 from longarm_edge.settings import EdgeSettings
-from longarm_edge.stop import Interrupted, Signals, leave_arm
+from longarm_edge.stop import Interrupted, Signals
 from longarm_edge.supervision import Supervision
 from longarm_edge.trace import Trace
 from longarm_edge.tunnel import Event, PermanentTunnelError, State, StateChanged, Tunnel, TunnelError
@@ -40,7 +42,7 @@ from longarm_edge.tunnel.terminal import asker
 from longarm_edge.watchers import Watchers
 from longarm_wire import exit_codes
 from longarm_wire.errors import WireError
-from longarm_wire.http import HttpEndpoint
+from longarm_wire.http import HttpEndpoint, not_listening
 from longarm_wire.notify import Notifier
 from longarm_wire.settings import ConfigurationError
 
@@ -94,10 +96,7 @@ class Run:
             raise ConfigurationError(
                 ["No policy is named. Pass --pretrained_name_or_path=… or set LONGARM_EDGE_PRETRAINED_NAME_OR_PATH."]
             )
-        try:
-            self._guard = Guard.from_names(spec.action_names, settings.safety.joint_limits, settings.safety.max_step)
-        except ValueError as error:
-            raise ConfigurationError([f"safety: {error}"]) from None
+        self._motion = Motion.plan(self.robot, settings.safety)
         self.metrics = EdgeMetrics(CollectorRegistry())
         self.trace = Trace(self.metrics)
         self.queue = ActionQueue(AGGREGATE_FUNCTIONS[settings.aggregate_fn_name], settings.safety.max_action_age)
@@ -110,6 +109,8 @@ class Run:
         )
         self._supervision = Supervision(self.notifier, self.link_state, self.clock)
         self._planner: Planner | None = None
+        self._loop: ControlLoop | None = None
+        self._arm: Arm | None = None
         self._watchers = Watchers(settings, spec, self.trace)
         self.tunnel = self._make_tunnel()
         try:
@@ -117,7 +118,7 @@ class Run:
                 settings.metrics_host, settings.metrics_port, self.metrics.registry, {"/healthz": self._healthz}
             )
         except OSError as error:
-            raise ConfigurationError([f"LONGARM_EDGE_METRICS_PORT (--metrics_port): {error.strerror}"]) from error
+            raise ConfigurationError([not_listening(error, "LONGARM_EDGE_METRICS")]) from error
 
     def __call__(self) -> RunResult:
         """Runs until the duration is over, a signal, or a failure. The arm is left by rule in every case.
@@ -148,11 +149,15 @@ class Run:
             signals.patience = signals.count + 1
         if self._watchers.problem is not None and code == exit_codes.DONE:
             reason, code = self._watchers.problem, exit_codes.FAILED
+        if self._arm is not None and self._arm.problem is not None:
+            reason, code = f"{reason}. {self._arm.problem}", code or exit_codes.FAILED
         return RunResult(code, reason, summarize(self.trace, self.queue.drops, self.settings.fps))
 
     def link_state(self) -> LinkState:
         """Returns how the link stands now."""
         now = self.clock.now()
+        if self._loop is not None and self._loop.stuck_for(now) and self.link.failure(now) is None:
+            return LinkState.STALLED
         return self.link.state(now, self.queue.playback_left(now, self.settings.fps))
 
     def _make_tunnel(self) -> Tunnel | None:
@@ -173,7 +178,8 @@ class Run:
         stack.enter_context(self.endpoint)
         self._watchers.start(stack)
         address = self._open_tunnel(stack)
-        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
+        name = self.tunnel.leads_to if self.tunnel is not None else ""
+        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality, name=name)
         stack.callback(client.close)
         session = self._open_session(client, signals)
         logger.info(
@@ -189,11 +195,18 @@ class Run:
             signal.give()
             self._supervision.beat()
 
-        view = SharedView(self.robot, self.clock, settings.fps, lambda: self.queue.next_tick)
+        arm = self._arm = Arm(self.robot, self._motion, settings.fps, self.clock, signals)
+        view = SharedView(
+            self.robot,
+            self.clock,
+            settings.fps,
+            next_tick=lambda: arm.loop.next_tick if arm.loop else 0,
+            next_step=lambda: self.queue.next_step,
+            kept=CAPTURES_SHARED if self._watchers.sinks else 1,
+        )
         sinks = self._watchers.sinks
         observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
-        planner = self._planner = self._make_planner(client, session, signal, view if observer else self.robot)
-        arm = _Arm(self.robot, settings, self.clock, signals)
+        planner = self._planner = self._make_planner(client, session, signal, view)
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
         if observer is not None:
@@ -208,25 +221,24 @@ class Run:
         except TimeoutError as error:
             raise RunFailedError(str(error)) from error
         self._supervision.starting("connecting to the robot", ROBOT_SECONDS)
-        arm.connect()
+        pose = arm.connect()
         self._supervision.starting("waiting for the first chunk", settings.safety.max_offline + planner.warm_up_timeout)
         try:
-            planner.warm_up()
+            looked_after(aside(planner.warm_up, "warm-up"), signals.check)
         except (UnreachableError, WireError, RejectedChunkError) as error:
             raise RunFailedError(f"The first prediction failed: {error}") from error
         loop = ControlLoop(
             robot=self.robot,
             queue=self.queue,
-            guard=self._guard,
+            motion=self._motion,
             trace=self.trace,
             clock=self.clock,
             fps=settings.fps,
-            when_idle=settings.safety.when_idle,
-            last_command=arm.start_pose,
+            last_command=pose,
             after_tick=after_tick,
             stop_reason=lambda now: self._stop_reason(now, signals),
         )
-        arm.loop = loop
+        arm.loop = self._loop = loop
         if observer is not None:
             loop.executed = observer.executed
         planner.start()
@@ -241,15 +253,44 @@ class Run:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_INTERVAL)
         signals.patience = 1
-        if observer is not None:
-            observer.start()
         max_ticks = round(settings.duration * settings.fps) if settings.duration else None
-        with terminal.StatusLine(self.console, self._status), ahead_of_others() as priority:
-            logger.debug("control loop: %s", priority)
-            reason = loop.run(max_ticks)
+        with terminal.StatusLine(self.console, self._status):
+            reason = self._drive(loop, observer, max_ticks, signals)
         if failure := self.link.failure(self.clock.now()):
             raise RunFailedError(failure)
         return reason
+
+    def _drive(self, loop: ControlLoop, observer: Observer | None, max_ticks: int | None, signals: Signals) -> str:
+        """Runs the loop on a thread of its own and returns why it ended. This one stays free for signals.
+
+        Raises:
+          RunFailedError: The robot hangs, and a signal came or max_offline is over.
+          Exception: Whatever the robot's driver raises.
+        """
+
+        def drive() -> str:
+            if observer is not None:
+                observer.start()
+            with ahead_of_others() as priority:
+                logger.debug("control loop: %s", priority)
+                return loop.run(max_ticks)
+
+        asked_at = math.inf
+
+        def look() -> None:
+            nonlocal asked_at
+            signals.check()
+            now = self.clock.now()
+            asked_at = min(asked_at, now) if signals.count else asked_at
+            if now - asked_at > CALL_SECONDS:
+                raise RunFailedError(f"stopped by {signals.last} while a call to the robot did not return")
+            if loop.stuck_for(now) > self.settings.safety.max_offline:
+                raise RunFailedError(
+                    f"A call to the robot has not returned for max_offline={self.settings.safety.max_offline:g} s. "
+                    "Check its power, its bus and its cable."
+                )
+
+        return looked_after(aside(drive, "control"), look)
 
     def _open_tunnel(self, stack: ExitStack) -> str:
         """Opens the tunnel if there is to be one, and returns the address that leads to the service."""
@@ -263,7 +304,8 @@ class Run:
             raise ConfigurationError([f"The tunnel cannot be opened ({error.cause}): {error}"]) from error
         except TunnelError as error:
             raise RunFailedError(f"{error} ({error.cause})") from error
-        logger.info("tunnel to %s: service metrics at %s", self.settings.ssh.host, self.tunnel.metrics_address)
+        if self.tunnel.metrics_address:
+            logger.info("tunnel to %s: service metrics at %s", self.settings.ssh.host, self.tunnel.metrics_address)
         return self.tunnel.address
 
     def _open_session(self, client: PolicyClient, signals: Signals) -> Session:
@@ -281,7 +323,7 @@ class Run:
                     if self.clock.now() >= give_up_at:
                         raise RunFailedError(
                             f"{error}. Gave up after connect_timeout={settings.connect_timeout:g} s. Is the service "
-                            f"running, and does {client.address} lead to it?"
+                            f"running, and does {client.name} lead to it?"
                         ) from error
                     logger.debug("%s", error)
                     client.redial()
@@ -300,7 +342,7 @@ class Run:
     def _latency(self) -> float | None:
         return self.trace.requests[-1].latency if self.trace.requests else None
 
-    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal, robot: Robot) -> Planner:
+    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal, robot: Observed) -> Planner:
         settings = self.settings
         rtc = RealTimeChunking(settings.rtc.config, settings.fps) if session.model_action_dim else None
         horizon = settings.rtc.execution_horizon if rtc is not None else 0
@@ -316,10 +358,18 @@ class Run:
             trace=self.trace,
             clock=self.clock,
             fps=settings.fps,
+            actions_per_chunk=settings.actions_per_chunk,
             request_timeout=settings.request_timeout,
             wait_for_tick=signal.wait,
             rtc=rtc,
+            hindrance=self._hindrance,
         )
+
+    def _hindrance(self) -> str:
+        """Returns why nothing may be asked of the service now; nothing if it may."""
+        if self.tunnel is None or self.tunnel.state is State.UP:
+            return ""
+        return self.tunnel.message or f"The tunnel is {self.tunnel.state.value}."
 
     def _stop_reason(self, now: float, signals: Signals) -> str | None:
         if signals.count:
@@ -340,51 +390,6 @@ class Run:
     def _healthz(self) -> tuple[bool, str]:
         state = self.link_state()
         return state in HEALTHY, state.value
-
-
-class _Arm:
-    """The robot between connecting and letting go, with what the stop rule needs to know."""
-
-    def __init__(self, robot: Robot, settings: EdgeSettings, clock: Clock, signals: Signals) -> None:
-        self._robot = robot
-        self._settings = settings
-        self._clock = clock
-        self._signals = signals
-        self._start_pose: np.ndarray | None = None
-        self._pose_file = settings.safety.pose_file
-        self.loop: ControlLoop | None = None
-
-    def connect(self) -> None:
-        self._robot.connect()
-        self._start_pose = measured_pose(self._robot)
-        if self._pose_file is not None:
-            pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
-
-    @property
-    def start_pose(self) -> np.ndarray:
-        assert self._start_pose is not None, "connect comes first"  # noqa: S101
-        return self._start_pose
-
-    def leave(self) -> None:
-        signals = self._signals
-        # Being torn out of a hang means hurry; a further signal does as well. The third gives up on the robot
-        hurry = signals.count > 1
-        before = signals.count
-        signals.patience = before + 2
-        worked = leave_arm(
-            self._robot,
-            self._settings.safety,
-            start_pose=self._start_pose,
-            last_command=self.loop.last_command if self.loop is not None and self.loop.moved else None,
-            fps=self._settings.fps,
-            clock=self._clock,
-            at_once=lambda: hurry or signals.count > before,
-        )
-        # What went wrong is left for `longarm-edge leave` to mend
-        if worked and self._pose_file is not None:
-            pose_file.forget(self._pose_file)
-        # The arm is out of our hands: from here on there is only what was recorded to put away
-        signals.patience = sys.maxsize
 
 
 def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> RunResult:

@@ -34,7 +34,6 @@ class IdleRule(StrEnum):
 
     HOLD = "hold"
     REPEAT_LAST = "repeat_last"
-    ZERO = "zero"
 
 
 class StopRule(StrEnum):
@@ -43,6 +42,7 @@ class StopRule(StrEnum):
     HOLD = "hold"
     REST = "rest"
     RELEASE = "release"
+    DRIVER = "driver"
 
 
 class SafetySettings(BaseModel):
@@ -57,15 +57,24 @@ class SafetySettings(BaseModel):
     joint_limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Lowest and highest command by action name, as JSON: {"gripper.pos": [5, 95]}."""
     when_idle: IdleRule = IdleRule.HOLD
-    """At a tick without an action: hold (send nothing, position robots keep their pose), repeat_last (robots with a
-    command watchdog), or zero (velocity robots)."""
+    """At a tick without an action: hold (joints keep their pose, nothing is sent to them) or repeat_last (for robots
+    with a command watchdog). Velocities go to 0 at once in either case."""
     on_stop: StopRule = StopRule.HOLD
     """At the end, on a signal and on an error: hold (torque stays on), rest (move slowly to the start pose, then as the
-    robot's own configuration says), or release (torque off)."""
-    rest_seconds: Positive = 3.0
-    """How long the way back to the start pose takes with on_stop=rest."""
+    robot's own configuration says), release (torque off), or driver (whatever the robot's driver does by itself, for
+    robots that have no setting for it). Velocities go to 0 first in every case. A robot that cannot be left by the rule
+    is refused at the start."""
+    rest_seconds: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 3.0
+    """How long the way back to the start pose takes with on_stop=rest; longer where max_step says so."""
+    velocity_actions: tuple[str, ...] | None = None
+    """Names of the actions that are velocities, as JSON: ["x.vel"]. Unset: told by their names (x.vel, linear_velocity,
+    mobile_base.vx, remote.lx)."""
+    pose_names: dict[str, str | None] = Field(default_factory=dict)
+    """The state that tells where a joint stands, where its name is not the action's, as JSON: {"elbow.goal":
+    "elbow.pos"}; null where no state does: max_step then begins with the first command."""
     max_offline: Positive = 60.0
-    """Seconds that a fresh chunk may be wanted and not come, for whatever reason, before the run ends as failed."""
+    """Seconds that a fresh chunk may be wanted and not come, for whatever reason, before the run ends as failed. Longer
+    if two answers usually take longer."""
     pose_file: Path | None = None
     """Where the pose at the start is kept while the arm is in the run's hands, so that `longarm-edge leave` can apply
     on_stop to an arm whose run was killed. Unset: nowhere."""
@@ -77,7 +86,7 @@ class RtcSettings(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     execution_horizon: Annotated[int, Field(ge=1)] = RtcConfig.execution_horizon
-    """Ticks over which a new chunk follows the old one. Should be more than a chunk takes to come. The next chunk is
+    """Actions over which a new chunk follows the old one. Should be more than a chunk takes to come. The next chunk is
     asked for when no more actions than this are left."""
     max_guidance_weight: Positive = RtcConfig.max_guidance_weight
     """Upper bound of how strongly the policy is guided."""
@@ -150,11 +159,12 @@ class EdgeSettings(ProcessSettings):
     """Most actions to take of each chunk. 0: all that the policy gives."""
     replan: Replan = Replan.AUTO
     """When to ask for a fresh chunk: auto (a short rest after the last one came, whatever the link), threshold, or
-    continuous (as soon as the last one came)."""
+    continuous (as soon as the last one came). Where an answer takes as long as a chunk lasts: when the last one is
+    played."""
     chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """With replan=threshold: ask when queue depth / chunk size is at most this."""
     aggregate_fn_name: AggregateName = AggregateName.LATEST_ONLY
-    """How old and new actions for one tick become one: latest_only, weighted_average, average or conservative; or rtc,
+    """How old and new actions for one step become one: latest_only, weighted_average, average or conservative; or rtc,
     real-time chunking, for policies that support it (smolvla, pi0, pi05 and others)."""
     rtc: RtcSettings = RtcSettings()
     similarity_tolerance: Annotated[float, Field(ge=0)] = 1.0
@@ -172,8 +182,8 @@ class EdgeSettings(ProcessSettings):
     connect_timeout: Positive = 60.0
     """Seconds to wait for the service at start."""
     request_timeout: Positive = 5.0
-    """Longest deadline of one prediction, in seconds. Once it is known what one usually takes, the deadline is four
-    times that, and a second at least."""
+    """Longest deadline of one prediction, in seconds: more than the policy takes. Once it is known what one usually
+    takes, the deadline is four times that, and a second at least."""
     load_timeout: Positive = 900.0
     """Deadline of loading the policy, in seconds."""
     safety: SafetySettings = SafetySettings()

@@ -3,18 +3,28 @@
 import logging
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
 import numpy as np
 
+from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock, Schedule
-from longarm_edge.settings import IdleRule, SafetySettings, StopRule
+from longarm_edge.settings import StopRule
 
 logger = logging.getLogger(__name__)
 
+# Tries to stop what drives: a bus stutters now and then
+HALT_ATTEMPTS = 3
+# The way back takes no longer than this, in seconds: service managers lose patience
+REST_LIMIT_SECONDS = 60.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RobotError(Exception):
+    """A step of leaving the arm did not work."""
 
 
 class Interrupted(BaseException):
@@ -59,65 +69,106 @@ class Signals:
         self.check()
 
 
-def leave_arm(
-    robot: Robot,
-    safety: SafetySettings,
-    *,
-    start_pose: np.ndarray | None,
-    last_command: np.ndarray | None,
-    fps: float,
-    clock: Clock,
-    at_once: Callable[[], bool],
-) -> bool:
-    """Leaves the arm as safety.on_stop says, then lets go of it. Never raises: every step is tried.
+@dataclass
+class Leaving:
+    """How the arm is left: velocities to 0, the way back if the rule says so, and letting go.
 
-    Returns whether every step worked.
-
-    Args:
+    Attributes:
       robot: Connected or not.
-      safety: The rule.
-      start_pose: Pose at the start, shape (action_dim); None if it is not known.
+      motion: What its commands are, their bounds, and the rule.
+      start_pose: Where the way back leads, shape (action_dim); None or NaN where it is not known.
       last_command: The last command, same shape; None if the arm was never moved.
       fps: Rate of the way back.
       clock: Tells the time.
       at_once: Whether to skip the way back.
+      progress: Called whenever the robot has answered a call.
     """
-    rule = safety.on_stop
-    worked = True
-    try:
-        if safety.when_idle is IdleRule.ZERO and last_command is not None:
-            robot.send(np.zeros_like(last_command))
-        elif rule is StopRule.REST and start_pose is not None and last_command is not None:
-            _move_to_rest(robot, start_pose, last_command, safety.rest_seconds, fps, clock, at_once)
-    except Exception:
-        logger.exception("the last command did not reach the robot")
-        worked = False
-    torque = {StopRule.HOLD: True, StopRule.REST: True if at_once() else None, StopRule.RELEASE: False}[rule]
-    try:
-        robot.disconnect(torque=torque)
-    except Exception:
-        logger.exception("the robot could not be let go of")
-        worked = False
-    return worked
 
+    robot: Robot
+    motion: Motion
+    start_pose: np.ndarray | None
+    last_command: np.ndarray | None
+    fps: float
+    clock: Clock
+    at_once: Callable[[], bool]
+    progress: Callable[[], None] = lambda: None
 
-def _move_to_rest(
-    robot: Robot,
-    start_pose: np.ndarray,
-    last_command: np.ndarray,
-    seconds: float,
-    fps: float,
-    clock: Clock,
-    at_once: Callable[[], bool],
-) -> None:
-    logger.info("moving to the start pose in %.1f s (Ctrl-C again to stop at once)", seconds)
-    schedule = Schedule(clock.now(), fps)
-    ticks = max(1, round(seconds * fps))
-    for tick in range(ticks + 1):
-        if at_once():
+    def __call__(self) -> str | None:
+        """Leaves the arm. Never raises: every step is tried, and unless all of them worked the torque stays on.
+
+        Returns None if the arm was left by rule, else what is not as it was wanted, for a person.
+        """
+        problems = []
+        rule = self.motion.safety.on_stop
+        for step in (self._halt, self._move_to_rest):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
+                problems.append(str(error) or type(error).__name__)
+        # An arm that is not at rest would fall
+        torque = {
+            StopRule.HOLD: True,
+            StopRule.REST: True if problems or self.at_once() else None,
+            StopRule.RELEASE: False,
+            StopRule.DRIVER: None,
+        }[rule]
+        try:
+            self.robot.disconnect(torque=torque)
+            self.progress()
+        except Exception as error:  # noqa: BLE001
+            problems.append(f"it could not be let go of: {error}")
+        if not problems:
+            return None
+        return f"The arm was not left as wanted (on_stop={rule}): {'; '.join(problems)}."
+
+    def _halt(self) -> None:
+        """Stops what would drive on."""
+        if self.last_command is None or not self.motion.kinds.is_velocity.any():
             return
-        # Smoothstep: no jump in speed at either end
-        share = tick / ticks
-        share = share * share * (3 - 2 * share)
-        clock.sleep_until(schedule.due(tick))
-        robot.send((last_command + (start_pose - last_command) * share).astype(np.float32))
+        still = self.motion.kinds.halted(self.last_command)
+        for attempt in range(HALT_ATTEMPTS):
+            try:
+                self._send(still)
+            except Exception as error:
+                if attempt == HALT_ATTEMPTS - 1:
+                    raise RobotError(f"it was not told to stop driving: {error}") from error
+            else:
+                self.last_command = still
+                return
+
+    def _move_to_rest(self) -> None:
+        if self.motion.safety.on_stop is not StopRule.REST or self.last_command is None or self.at_once():
+            return
+        if self.motion.kinds.is_velocity.all():
+            return
+        begin, end = self.last_command, self.start_pose
+        if end is None or np.isnan(end).any() or np.isnan(begin).any():
+            raise RobotError("it is not known where the way back begins and ends")
+        seconds = self.motion.safety.rest_seconds
+        logger.info("moving to the start pose in %.1f s (Ctrl-C again to stop at once)", seconds)
+        schedule = Schedule(self.clock.now(), self.fps)
+        ticks = max(1, round(seconds * self.fps))
+        command = begin
+        for tick in range(round(REST_LIMIT_SECONDS * self.fps)):
+            # Smoothstep: no jump in speed at either end
+            share = min(1.0, tick / ticks)
+            share = share * share * (3 - 2 * share)
+            target = (begin + (end - begin) * share).astype(np.float32)
+            before = command
+            command, _ = self.motion.guard.clamp(target, before)
+            if tick > ticks and (command == before).all():
+                return
+            self.clock.sleep_until(schedule.due(tick))
+            if self.at_once():
+                return
+            try:
+                self._send(command)
+            except Exception as error:
+                raise RobotError(f"it stopped on the way to the start pose and holds: {error}") from error
+        raise RobotError(
+            f"it did not reach the start pose within {REST_LIMIT_SECONDS:g} s and holds: max_step is small"
+        )
+
+    def _send(self, command: np.ndarray) -> None:
+        self.robot.send(command)
+        self.progress()

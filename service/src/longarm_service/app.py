@@ -27,7 +27,7 @@ from longarm_service.shelf import PolicyShelf
 from longarm_service.worker import Worker
 from longarm_wire import limits
 from longarm_wire.errors import Reason, WireError
-from longarm_wire.http import HttpEndpoint
+from longarm_wire.http import HttpEndpoint, not_listening
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Service:
         try:
             http = HttpEndpoint(self._settings.metrics_host, self._settings.metrics_port, self.metrics.registry, checks)
         except OSError as error:
-            raise StartupError(f"{error.strerror}. Set LONGARM_SERVICE_METRICS_PORT to another port.") from error
+            raise StartupError(not_listening(error, "LONGARM_SERVICE_METRICS")) from error
         self.metrics_port = http.port
         stack.enter_context(http)
 

@@ -87,7 +87,7 @@ class Guidance:
 
     Attributes:
       config: The session's settings.
-      delay_ticks: Ticks expected to pass before the first action can be executed.
+      delay_ticks: Actions that the robot is expected to execute before it has the chunk.
       prefix: What Processors.anchored returned: the unexecuted actions in model space. None if there are none.
     """
 

@@ -141,7 +141,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             self._sessions.touch(session)
             if (early := self._settings.inference_latency - (time.perf_counter() - arrived)) > 0:
                 await asyncio.sleep(early)
-            response = self._answer(request, prediction, queued, time.perf_counter() - arrived)
+            response = self._answer(request, session, prediction, queued, time.perf_counter() - arrived)
             outcome = "answered"
             return response
         except WireError as error:
@@ -239,10 +239,11 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             model_action_dim=session.lease.policy.spec.model_action_dim,
             max_request_bytes=session.max_request_bytes,
             idle_timeout=idle_timeout,
+            reply_secret=session.reply_secret,
         )
 
     def _answer(
-        self, request: pb.PredictChunkRequest, prediction: Prediction, queued: float, total: float
+        self, request: pb.PredictChunkRequest, session: Session, prediction: Prediction, queued: float, total: float
     ) -> pb.PredictChunkResponse:
         durations = {"queue": queued, **prediction.durations, "total": total}
         for stage, seconds in durations.items():
@@ -255,6 +256,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             actions=tensors.pack(prediction.actions),
             model_actions=b"" if prediction.model_actions is None else tensors.pack(prediction.model_actions),
             durations=pb.ServerDurations(**{f"{stage}_duration": _duration(s) for stage, s in durations.items()}),
+            reply_secret=session.reply_secret,
         )
 
 

@@ -32,6 +32,7 @@ class Session:
       rtc: Settings of real-time chunking; None to not use it.
       episode: Episode of the last prediction. None before the first and after a reset.
       id: Cannot be guessed.
+      reply_secret: Goes with every answer and with no request. Cannot be guessed.
     """
 
     robot: RobotSpec
@@ -44,6 +45,7 @@ class Session:
     rtc: RtcConfig | None = None
     episode: int | None = None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    reply_secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
 
 
 class SessionTable:

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.links import LinkSpec
+from bench.proxy import Proxy
 from longarm_edge.provision import FarSettings, commands
 from longarm_edge.provision.connection import connected
 from longarm_edge.provision.executor import Executor, FarService
@@ -172,6 +174,48 @@ class Operator:
         return FarSettings.model_validate({**self.settings.model_dump(), **settings})
 
 
+@dataclass
+class SlowLink:
+    """The far machine behind a link of 8 Mbit/s, which can fall silent."""
+
+    proxy: Proxy
+    ssh: SshSettings
+
+
+@pytest.fixture
+def slow_link(sshd: LocalSshd, ssh: SshSettings) -> Iterator[SlowLink]:
+    proxy = Proxy(sshd.port, LinkSpec("slow", 0.01, up_mbit=8))
+    known_hosts = ssh.known_hosts_file.with_name("known_hosts_slow")
+    known_hosts.write_text(sshd.known_hosts.replace(f":{sshd.port} ", f":{proxy.port} "))
+    yield SlowLink(proxy, ssh.model_copy(update={"port": proxy.port, "known_hosts_file": known_hosts}))
+    proxy.close()
+
+
+@pytest.fixture
+def mount_there(workshop: Path, account: Account) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of the account's own, with tmpfs's options, and returns where."""
+    places: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = workshop / f"disk-{len(places)}"
+        place.mkdir()
+        owner = f"uid={account.home.stat().st_uid},mode=700"
+        command = ["mount", "-t", "tmpfs", "-o", f"{options},{owner}", "tmpfs", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            pytest.skip(f"there is no mount here: {error}")
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        place.rmdir()
+
+
 @pytest.fixture
 def operator(ssh: SshSettings, far_python: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
     """Somebody at the laptop."""
@@ -185,6 +229,26 @@ def operator(ssh: SshSettings, far_python: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Executor, "carry_out", remember)
     return found
+
+
+def machine_flags(ssh: SshSettings, account: Account, far_python: Path) -> list[str]:
+    """Returns the far machine as a person names it on the command line of `longarm-edge`, with this test's settings."""
+    return [
+        f"{account.name}@127.0.0.1",
+        "-p",
+        str(ssh.port),
+        "-i",
+        str(ssh.key_file),
+        f"--ssh.known_hosts_file={ssh.known_hosts_file}",
+        f"--ssh.service_port={ssh.service_port}",
+        f"--ssh.metrics_port={ssh.metrics_port}",
+        "--ssh.agent=false",
+        f"--far.python={far_python}",
+        "--far.reuse_packages",
+        "--far.manager=own",
+        "--policy_device=cpu",
+        "--metrics_port=0",
+    ]
 
 
 def free_port() -> int:

@@ -5,6 +5,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from longarm_edge.provision import FarSettings, understand
+from longarm_edge.settings import EdgeSettings
 from longarm_wire.settings import ConfigurationError, ProcessSettings
 
 HOST = "--ssh.host=gpu.example.com"
@@ -24,13 +25,24 @@ ROOT = "--ssh.user=root"
         ("gpu.example.com --policy=out/act", [HOST, "--far.policy=out/act"]),
         ("root@gpu.example.com --fps 30 --robot.type=x", [ROOT, HOST, "--fps", "30", "--robot.type=x"]),
         ("--fps 30 root@gpu.example.com", [ROOT, HOST, "--fps", "30"]),
-        ("--plot root@gpu.example.com", [ROOT, HOST, "--plot"]),
+        ("--task x@y root@gpu.example.com", [ROOT, HOST, "--task", "x@y"]),
+        ("--ssh.agent root@gpu.example.com", [ROOT, HOST, "--ssh.agent"]),
+        ("--no-ssh.agent root@gpu.example.com", [ROOT, HOST, "--no-ssh.agent"]),
+        ("--ssh.agent False root@gpu.example.com", [ROOT, HOST, "--ssh.agent", "False"]),
+        ("--far.environment {} gpu.example.com", [HOST, "--far.environment", "{}"]),
+        ("--help gpu.example.com", [HOST, "--help"]),
+        ("--task --fps=30 gpu.example.com", [HOST, "--task", "--fps=30"]),
         ("--policy_device=cpu", ["--policy_device=cpu"]),
         ("", []),
     ],
 )
 def test_a_machine_is_named_as_for_ssh(words: str, flags: list[str]) -> None:
-    assert list(understand(words.split()).flags) == flags
+    assert list(understand(words.split(), EdgeSettings.switches()).flags) == flags
+
+
+def test_a_task_is_no_host() -> None:
+    found = understand(["--task", "put x @ y", "root@gpu.example.com"], EdgeSettings.switches())
+    assert list(found.flags) == [ROOT, HOST, "--task", "put x @ y"]
 
 
 def test_logs_take_two_short_flags() -> None:

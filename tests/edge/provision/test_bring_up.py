@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pydantic import SecretStr
 from tests.edge.provision.conftest import Account, Operator, until
 
 from longarm_edge.provision import FarService, ProvisionError
+from longarm_edge.provision.executor import Executor
 from longarm_edge.provision.facts import Facts, look
 from longarm_edge.provision.far import SshFar
 from longarm_edge.provision.plan import (
@@ -223,7 +225,7 @@ def test_status_and_logs_say_how_it_is(person: Operator, it: Life, capsys: pytes
 def test_logs_can_be_followed(person: Operator, it: Life, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until somebody presses Ctrl-C, after which nothing is left over there."""
 
-    def interrupt(line: str) -> None:
+    def interrupt(line: str, *, flush: bool) -> None:
         if "still to come" in line:
             raise KeyboardInterrupt
 
@@ -283,12 +285,36 @@ def test_stop(person: Operator, it: Life, account: Account) -> None:
 
 
 def test_an_older_one_is_upgraded(person: Operator, it: Life, account: Account) -> None:
-    """The packages stay. The port that somebody else has by now is left alone."""
+    """The packages stay. The port that somebody else has by now is left alone. Of two at once one does it."""
     (account.home / ".longarm" / "venv" / ".longarm").write_text("0.0.9 0123\n")
-    with socket.create_server(("127.0.0.1", it.ports[0])):
-        service = person.up(policy=it.policy)
-    assert [type(step) for step in person.steps[0]] == [InstallLongarm, StartService, AwaitReady]
+    with socket.create_server(("127.0.0.1", it.ports[0])), ThreadPoolExecutor(2) as pool:
+        service, same = pool.map(lambda _: person.up(policy=it.policy), range(2))
+    first, second = person.steps
+    assert [type(step) for step in first] == [InstallLongarm, StartService, AwaitReady]
+    assert [type(step) for step in second] == [AwaitReady]
+    assert service == same
     assert service.port != it.ports[0]
+    assert health(service.port) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_port_that_is_taken_meanwhile_is_no_dead_end(
+    person: Operator, it: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service then names settings of its own, and once that was the end: exit code 3, on the laptop."""
+    assert person.manage("stop") == 0
+    start = Executor._start
+    with contextlib.ExitStack() as thieves:
+
+        def be_too_late(executor: Executor, step: StartService) -> None:
+            if len(person.steps) == 1:
+                thieves.enter_context(socket.create_server(("127.0.0.1", step.port)))
+            start(executor, step)
+
+        monkeypatch.setattr(Executor, "_start", be_too_late)
+        service = person.up(policy=it.policy)
+    assert [type(step) for step in person.steps[1]] == [StartService, AwaitReady]
+    assert "another program took it since the look" in caplog.text
+    assert "LONGARM_SERVICE" not in caplog.text
     assert health(service.port) == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -302,8 +328,16 @@ def test_a_policy_that_does_not_load_is_final(person: Operator, it: Life, tmp_pa
     assert "can never start" in person.said()
 
 
+def owner(path: Path) -> str:
+    with contextlib.suppress(OSError, KeyError):
+        return path.owner()
+    return ""
+
+
 def test_down_leaves_nothing(person: Operator, it: Life, account: Account) -> None:
     assert person.manage("down") == 0
     assert list(account.processes()) == []
     assert list(account.home.iterdir()) == []
+    # LeRobot leaves a file there for each policy that it loads
+    assert [path for path in Path("/tmp").iterdir() if account.is_made and owner(path) == account.name] == []
     assert person.manage("down") == 0

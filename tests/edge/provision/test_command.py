@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.edge.provision.conftest import Account
+from tests.edge.provision.conftest import Account, machine_flags
 
 from longarm_edge.tunnel import SshSettings
 from longarm_wire import exit_codes
@@ -32,22 +32,7 @@ def test_up_drives_the_arm_and_down_leaves_nothing(
     policy = tmp_path / "my_act"
     script = "import sys; from lerobot_robot_longarm_sim.checkpoint import main; sys.argv[0] = 'x'; main()"
     subprocess.run([sys.executable, "-c", script, str(policy), "--height=96", "--width=128"], check=True, timeout=100)
-    machine = [
-        f"{account.name}@127.0.0.1",
-        "-p",
-        str(ssh.port),
-        "-i",
-        str(ssh.key_file),
-        f"--ssh.known_hosts_file={ssh.known_hosts_file}",
-        f"--ssh.service_port={ssh.service_port}",
-        f"--ssh.metrics_port={ssh.metrics_port}",
-        "--ssh.agent=false",
-        f"--far.python={far_python}",
-        "--far.reuse_packages",
-        "--far.manager=own",
-        "--policy_device=cpu",
-        "--metrics_port=0",
-    ]
+    machine = machine_flags(ssh, account, far_python)
     robot = ["--robot.type=longarm_sim", "--robot.id=far", f"--robot.calibration_dir={tmp_path}"]
     up = longarm_edge("up", *machine, "--policy", str(policy), *robot, "--duration=3", cwd=tmp_path)
     assert up.returncode == exit_codes.DONE, up.stderr

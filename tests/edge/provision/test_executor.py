@@ -14,7 +14,7 @@ from rich.console import Console
 
 from longarm_edge.provision import FarSettings, ProvisionError, scripts
 from longarm_edge.provision.commands import _Order
-from longarm_edge.provision.errors import FarCommandError
+from longarm_edge.provision.errors import FarCommandError, PortTakenError
 from longarm_edge.provision.executor import Executor, title
 from longarm_edge.provision.facts import Facts
 from longarm_edge.provision.far import WRAPPER
@@ -123,6 +123,16 @@ def test_a_service_that_crashes_is_not_final(monkeypatch: pytest.MonkeyPatch) ->
     far = RememberingFar({scripts.AWAIT_READY: FarCommandError(3, ["longarm-service: no such device", "bye"])})
     with pytest.raises(ConfigurationError, match=r"as configured: no such device$"):
         executor(far, monkeypatch).carry_out([AwaitReady()])
+
+
+@pytest.mark.parametrize("name", ["LONGARM_SERVICE_PORT", "LONGARM_SERVICE_METRICS_PORT"])
+def test_a_port_that_is_taken_is_not_final_and_named_as_here(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"longarm-service: Address already in use. Set {name} to another port, or to 0 for a free one."
+    far = RememberingFar({scripts.AWAIT_READY: FarCommandError(3, [said])})
+    with pytest.raises(PortTakenError) as caught:
+        executor(far, monkeypatch).carry_out([AwaitReady()])
+    assert "--ssh.service_port" in str(caught.value)
+    assert "LONGARM_SERVICE" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{"environment": {"A": "1"}}, {"reuse_packages": True}, {"secrets": {}}])

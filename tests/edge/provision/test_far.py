@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.edge.provision.conftest import Account, until
+from tests.edge.provision.conftest import Account, SlowLink, until
 
 from longarm_edge.provision.connection import connected
 from longarm_edge.provision.errors import ConnectionLostError, FarCommandError, ProvisionError
@@ -29,6 +29,12 @@ def test_a_script_stops_at_the_first_failure(far: SshFar) -> None:
         far.run("echo one; (echo two >&2; exit 7); echo three")
     assert caught.value.code == 7
     assert caught.value.lines == ("one", "two")
+
+
+def test_a_script_that_is_killed_is_no_broken_connection(far: SshFar) -> None:
+    with pytest.raises(FarCommandError) as caught:
+        far.run("echo one; kill -KILL $$")
+    assert caught.value.lines == ("one",)
 
 
 def test_lines_come_as_they_are_said(far: SshFar) -> None:
@@ -171,6 +177,21 @@ def test_a_broken_off_upload_goes_on_where_it_stopped(ssh: SshSettings, account:
         far.run('rm -rf "$target"', {"target": target})
 
 
+def test_a_link_that_falls_silent_is_said_in_a_sentence(
+    slow_link: SlowLink, account: Account, policy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """paramiko wrote tracebacks to the terminal, and we an empty reason."""
+    ssh = slow_link.ssh.model_copy(update={"silence_timeout": 2.0, "connect_timeout": 1.0})
+    with connected(ssh, None) as transport, pytest.raises(ConnectionLostError, match=r"broke \(.+\)"):
+        send(SshFar(transport), read_directory(policy), f"{account.home}/silent", lambda *_: slow_link.proxy.silence(6))
+    with pytest.raises(ConnectionLostError, match="does not complete the SSH handshake"), connected(ssh, None):
+        pass
+    assert "paramiko" not in caplog.text
+    slow_link.proxy.silence(0)
+    with connected(ssh, None) as transport:
+        SshFar(transport).run("rm -rf ~/silent.part")
+
+
 def test_a_wrong_beginning_is_sent_anew(policy: Path) -> None:
     files = {file.name: file for file in read_directory(policy)}
     big = files["model.safetensors"]
@@ -201,6 +222,16 @@ def test_a_full_or_closed_disk_is_said(far: SshFar, account: Account, policy: Pa
             send(far, read_directory(policy), target)
     finally:
         far.run('chmod -R 700 "$HOME/closed"; rm -rf "$HOME/closed"')
+
+
+def test_a_file_that_is_gone_is_not_the_far_sides_fault(far: SshFar, account: Account, policy: Path) -> None:
+    files = read_directory(policy)
+    (policy / "config.json").unlink()
+    try:
+        with pytest.raises(ProvisionError, match=r"cannot be read here: .*config\.json"):
+            send(far, files, f"{account.home}/gone")
+    finally:
+        far.run("rm -rf ~/gone.part")
 
 
 def test_a_server_without_sftp_is_said(account: Account, sshd: LocalSshd, ssh: SshSettings, workshop: Path) -> None:

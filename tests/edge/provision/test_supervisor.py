@@ -65,7 +65,10 @@ class Place:
         return read_state(self.directory).get(name, "")
 
     def log(self) -> str:
-        return (self.directory / "logs" / "service.log").read_text()
+        # In the middle of a rotation there is none
+        with contextlib.suppress(FileNotFoundError):
+            return (self.directory / "logs" / "service.log").read_text()
+        return ""
 
     def until_listening(self, not_pid: str = "") -> None:
         announce = self.directory / "run" / "announce.json"

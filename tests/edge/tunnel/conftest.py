@@ -210,5 +210,12 @@ def account() -> Iterator[Account]:
 
 
 @pytest.fixture(scope="session")
+def account_with_expired_password() -> Iterator[Account]:
+    for account in _account("/bin/sh"):
+        subprocess.run(["chage", "--lastday", "0", account.name], check=True)
+        yield account
+
+
+@pytest.fixture(scope="session")
 def account_without_shell() -> Iterator[Account]:
     yield from _account("/usr/sbin/nologin")

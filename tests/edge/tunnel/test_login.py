@@ -1,13 +1,18 @@
 """Getting in: keys, passphrases, passwords, the agent, jump hosts, and what is said when it does not work."""
 
+import contextlib
+import getpass
 import os
 import re
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from longarm_edge.tunnel import Cause, PermanentTunnelError, State, TunnelError, Warned
 from longarm_edge.tunnel.local_sshd import descendants, make_key
@@ -22,17 +27,62 @@ def fails(lab, settings, cause: Cause, words: str) -> TunnelError:
 
 
 def test_a_key_gets_in_and_two_ports_lead_there(lab) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, metrics_port = free_port(), free_port()
     with socket.create_server(("127.0.0.1", 0)) as metrics:
-        tunnel = lab.up(lab.settings(lab.sshd(), local_port=port, metrics_port=metrics.getsockname()[1]))
-        assert tunnel.address == f"127.0.0.1:{port}"
-        host, port = tunnel.metrics_address.split(":")
-        with socket.create_connection((host, int(port))) as scraper:
+        settings = lab.settings(lab.sshd(), local_port=port, local_metrics_port=metrics_port)
+        tunnel = lab.up(settings.model_copy(update={"metrics_port": metrics.getsockname()[1]}))
+        for address in (tunnel.address, f"127.0.0.1:{port}"):
+            HealthStub(lab.channel(address)).Check(HealthCheckRequest(), timeout=10)
+        assert tunnel.metrics_address == f"127.0.0.1:{metrics_port}"
+        with socket.create_connection(("127.0.0.1", metrics_port)) as scraper:
             scraper.sendall(b"GET")
             with metrics.accept()[0] as server:
                 assert server.recv(3) == b"GET"
+                server.sendall(b"200")
+            assert scraper.recv(4) == b"200"
+            assert scraper.recv(1) == b""
+
+
+def test_a_temporary_directory_whose_name_is_no_part_of_an_address_will_do(lab, monkeypatch) -> None:
+    """A socket's address is short, and every program has signs of its own that it cannot have in one."""
+    place = lab.directory / f"100% of a long name: {'x' * 60}"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
+    lab.up(lab.settings(lab.sshd()))
+
+
+def test_no_port_is_open_that_nobody_asked_for(lab) -> None:
+    sshd = lab.sshd()
+    before = listening()
+    tunnel = lab.up(lab.settings(sshd))
+    assert listening() == before
+    assert tunnel.metrics_address == ""
+
+
+def listening() -> set[str]:
+    """Returns the ports on which this process and those below it listen, as the kernel writes them."""
+    held = set()
+    for process_id in (os.getpid(), *descendants(os.getpid())):
+        for descriptor in Path(f"/proc/{process_id}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                held.add(str(descriptor.readlink()))
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in held}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def test_a_login_may_take_longer_than_silence(lab) -> None:
+    """Slow modules of PAM, a name server that does not answer: sshd says nothing for seconds and is well."""
+    keys = lab.directory / "sshd" / "authorized_keys"
+    command = f'AuthorizedKeysCommand /bin/sh -c "sleep 1.5; cat {keys}"'
+    sshd = lab.sshd(options=[command, f"AuthorizedKeysCommandUser {getpass.getuser()}", "AuthorizedKeysFile none"])
+    lab.up(lab.settings(sshd))
+    assert lab.seen(State.DOWN) == 0
 
 
 def test_a_key_that_the_server_does_not_know_ends_it(lab, tmp_path: Path) -> None:
@@ -100,7 +150,7 @@ def test_the_agent_opens_a_key_whose_passphrase_is_not_set(lab, agent, tmp_path:
 
 
 def test_no_key_and_no_password_says_so(lab) -> None:
-    sshd = lab.sshd()
+    sshd = lab.sshd(options=["PasswordAuthentication yes"])
     config = lab.directory / "config"
     config.write_text("IdentityFile /nowhere\n")
     settings = lab.settings(sshd, key_file=None, config_file=config)
@@ -259,16 +309,14 @@ def test_a_server_that_forwards_nothing(lab) -> None:
 
 def test_a_refused_metrics_port_is_not_the_service(lab) -> None:
     """Prometheus asks for it all the time, also while the service is not there yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = probe.getsockname()[1]
+    nobody, metrics_port = free_port(), free_port()
     sshd = lab.sshd(options=[f"PermitOpen 127.0.0.1:{nobody}"])
-    tunnel = lab.tunnel(lab.settings(sshd, service_port=nobody, metrics_port=nobody - 1))
+    settings = lab.settings(sshd, service_port=nobody, metrics_port=nobody - 1, local_metrics_port=metrics_port)
+    tunnel = lab.tunnel(settings)
     with pytest.raises(TunnelError):
         tunnel.open(0.01)
     lab.wait(lambda: tunnel.state is State.WAITING and "nothing listens" in tunnel.message)
-    host, port = tunnel.metrics_address.split(":")
-    with socket.create_connection((host, int(port))) as scraper:
+    with socket.create_connection(("127.0.0.1", metrics_port)) as scraper:
         assert scraper.recv(1) == b""
     with pytest.raises(TunnelError, match="nothing listens"):
         tunnel.open(1)

@@ -1,37 +1,63 @@
-"""Smaller parts of the tunnel: reserved ports, pauses, metrics, the key kinds and the question at the terminal."""
+"""Smaller parts of the tunnel: its near end, pauses, metrics, the key kinds and the question at the terminal."""
 
 import io
+import re
 import socket
+import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from longarm_edge.backoff import Backoff
-from longarm_edge.tunnel import Cause, HostKeyQuestion, PermanentTunnelError, State, StateChanged, ask_on_terminal
+from longarm_edge.tunnel import (
+    Cause,
+    HostKeyQuestion,
+    PermanentTunnelError,
+    SshSettings,
+    State,
+    StateChanged,
+    ask_on_terminal,
+)
 from longarm_edge.tunnel.keys import load
 from longarm_edge.tunnel.local_sshd import make_key
 from longarm_edge.tunnel.metrics import TunnelMetrics
-from longarm_edge.tunnel.ports import ReservedPort
+from longarm_edge.tunnel.near_end import NearEnd, socket_path
 
 QUESTION = HostKeyQuestion(host="[gpu]:1", key_type="ssh-ed25519", fingerprint="SHA256:abc", known_hosts_file="known")
 
 
-def test_a_reserved_port_can_be_listened_on_and_is_given_back() -> None:
-    with ReservedPort(0, "SETTING") as port:
-        for _ in range(2):
-            listener = socket.create_server(("127.0.0.1", port.number))
-            with listener, pytest.raises(PermanentTunnelError, match="SETTING"):
-                ReservedPort(port.number, "SETTING")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port.number))
+def test_a_local_port_is_held_and_given_back() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+        settings = SshSettings(host="gpu", local_metrics_port=port)
+        with pytest.raises(PermanentTunnelError, match="LOCAL_METRICS_PORT"):
+            NearEnd(settings)
+    with NearEnd(settings), pytest.raises(PermanentTunnelError, match="LOCAL_METRICS_PORT"):
+        NearEnd(settings)
+    NearEnd(settings).close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a port that way")
-def test_a_reserved_port_goes_to_nobody_by_chance() -> None:
-    with ReservedPort(0, "SETTING") as port, socket.socket() as other, pytest.raises(OSError, match="in use"):
-        other.bind(("127.0.0.1", port.number))
+@pytest.mark.parametrize("name", ["x" * 90, "with a space", "100%"])
+def test_sockets_lie_where_only_this_user_reaches_them_and_every_notation_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with NearEnd(SshSettings(host="gpu", service_port=65535)) as near_end:
+        path = socket_path(near_end.directory, 65535)
+        assert re.fullmatch(r"[\w./-]{1,100}", path)
+        assert stat.S_IMODE(Path(near_end.directory).stat().st_mode) == 0o700
+    assert not Path(near_end.directory).exists()
+
+
+def test_no_place_for_a_socket_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(PermanentTunnelError, match="TMPDIR"):
+        NearEnd(SshSettings(host="gpu"))
 
 
 def test_pauses_double_up_to_the_cap() -> None:

@@ -14,6 +14,10 @@ from longarm_edge.tunnel import Backend, HostKeyPolicy, PermanentTunnelError, Ss
         ({"host": "root@gpu"}, "ssh.user"),
         ({"host": "-oProxyCommand=evil"}, "host name"),
         ({"host": "a b"}, "host name"),
+        ({"host": "ssh://gpu"}, "host name"),
+        ({"host": "gpu:2222"}, "ssh.port"),
+        ({"host": "[::1]:2222"}, "ssh.port"),
+        ({"host": "[gpu]"}, "host name"),
         ({"user": "-l"}, "user name"),
         ({"port": 65536}, "65535"),
         ({"service_port": 0}, "greater than or equal to 1"),
@@ -55,6 +59,11 @@ def test_a_key_of_another_owner_must_be_as_private(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(ValidationError, match=rf"chown \d+ {file}"):
         SshSettings(key_file=file)
+
+
+@pytest.mark.parametrize(("written", "host"), [("[::1]", "::1"), ("[fe80::1%eth0]", "fe80::1%eth0"), ("::1", "::1")])
+def test_an_address_may_be_in_brackets_as_in_a_url(written: str, host: str) -> None:
+    assert SshSettings(host=written).host == host
 
 
 def test_defaults_need_no_tunnel_and_expand_home() -> None:

@@ -1,7 +1,8 @@
-"""What a tunnel lives through: lost links, silence, restarts, deaths. Its ports stay, and nothing piles up."""
+"""What a tunnel lives through: lost links, silence, restarts, deaths. Its near end stays, and nothing piles up."""
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import statistics
@@ -21,6 +22,7 @@ from longarm_edge.tunnel.host_keys import HostKeys
 from longarm_edge.tunnel.link import Route
 from longarm_edge.tunnel.local_sshd import descendants
 from longarm_edge.tunnel.metrics import TunnelMetrics
+from longarm_edge.tunnel.near_end import NearEnd, socket_path
 
 
 def check(channel, timeout: float = 10):
@@ -75,6 +77,38 @@ def test_a_silent_link_is_found_out(lab) -> None:
     lab.wait(lambda: tunnel.state is State.UP)
 
 
+def test_a_silent_link_through_a_jump_host_is_found_out(lab, tmp_path: Path) -> None:
+    """Nobody but the two ends can see what comes in."""
+    jump, target = lab.sshd("jump"), lab.sshd("target")
+    jump.authorized_keys.write_text(target.client_key.with_suffix(".pub").read_text())
+    wire = lab.wire(jump)
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host gpu\n  HostName 127.0.0.1\n  ProxyJump gate\n"
+        f"Host gate\n  HostName 127.0.0.1\n  Port {wire.port}\n  IdentityFile {target.client_key}\n"
+    )
+    known = lab.known_hosts(jump, target)
+    known.write_text(known.read_text().replace(f":{jump.port} ", f":{wire.port} "))
+    lab.up(lab.settings(target, host="gpu", config_file=config, known_hosts_file=known))
+    time.sleep(1)
+    wire.silent.set()
+    lab.wait(lambda: bool(losses(lab)), seconds=10)  # ssh by itself would take 15
+    assert losses(lab)[0] is Cause.SILENT
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(lab) -> None:
+    tunnel = lab.up(lab.settings(lab.sshd()))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    (process_id,) = tunnel_processes()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        os.kill(process_id, signal.SIGKILL)
+        lab.wait(lambda: "could not be run" in tunnel.message)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    lab.wait(lambda: tunnel.state is State.UP)
+
+
 def test_a_service_that_comes_later(lab, shared_service) -> None:
     late = type(shared_service)()
     with socket.socket() as probe:
@@ -97,7 +131,56 @@ def test_a_service_that_comes_later(lab, shared_service) -> None:
         late.stop()
 
 
-def test_the_process_is_started_again_on_the_same_ports(lab) -> None:
+def test_a_refused_metrics_connection_does_not_mark_the_service(lab) -> None:
+    """ssh uses the number of a channel again, and what it said of the one before is over with that one."""
+    accepted = []
+
+    def hang_up(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                accepted.append(connection.close())
+
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        threading.Thread(target=hang_up, args=(service,), daemon=True).start()
+        port, metrics_port = service.getsockname()[1], free_port()
+        sshd = lab.sshd(options=[f"PermitOpen 127.0.0.1:{port}"])
+        tunnel = lab.tunnel(lab.settings(sshd, service_port=port, local_metrics_port=metrics_port))
+        with pytest.raises(TunnelError):
+            tunnel.open(0.01)
+        lab.wait(lambda: tunnel.state is State.WAITING)
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", metrics_port)) as scraper:
+                assert scraper.recv(1) == b""
+        seen = len(accepted)
+        lab.wait(lambda: len(accepted) > seen + 3 or tunnel.failure is not None)
+    assert tunnel.failure is None
+    assert not losses(lab)
+
+
+def test_a_login_that_is_refused_for_a_while_does_not_end_a_tunnel_that_was_up(lab) -> None:
+    """A machine that boots: sshd is there before the disk with the keys."""
+    sshd = lab.sshd()
+    tunnel = lab.up(lab.settings(sshd))
+    keys = sshd.authorized_keys.read_text()
+    sshd.authorized_keys.write_text("")
+    sshd.drop_connections()
+    lab.wait(lambda: losses(lab).count(Cause.AUTHENTICATION) > 1)
+    assert tunnel.failure is None
+    sshd.authorized_keys.write_text(keys)
+    lab.wait(lambda: tunnel.state is State.UP)
+
+
+def test_a_process_that_is_started_again_remembers_that_the_tunnel_was_up(lab) -> None:
+    sshd = lab.sshd()
+    tunnel = lab.up(lab.settings(sshd))
+    sshd.authorized_keys.write_text("")
+    os.kill(tunnel_processes()[0], signal.SIGKILL)
+    lab.wait(lambda: Cause.AUTHENTICATION in losses(lab))
+    assert tunnel.failure is None
+
+
+def test_the_process_is_started_again_at_the_same_address(lab) -> None:
     tunnel = lab.up(lab.settings(lab.sshd()))
     channel = lab.channel(tunnel.address)
     check(channel)
@@ -119,8 +202,7 @@ def test_a_close_leaves_nothing_behind(lab) -> None:
     lab.wait(lambda: set(descendants(os.getpid())) <= others | set(sshd.process_ids()))
     assert threading.active_count() == threads
     assert tunnel.state is State.CLOSED
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(tunnel.address.split(":")[1]))) != 0
+    assert not Path(tunnel.address.removeprefix("unix:")).parent.exists()
 
 
 def test_a_close_while_it_connects_leaves_nothing_behind(lab, tmp_path: Path, monkeypatch) -> None:
@@ -159,8 +241,7 @@ def test_a_killed_parent_takes_everything_along(lab) -> None:
         assert len(below) == (1 if lab.backend == "paramiko" else 2)
         parent.kill()
     lab.wait(lambda: not [process_id for process_id in below if alive(process_id)], seconds=5)
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(address.split(":")[1]))) != 0
+    assert not Path(address.removeprefix("unix:")).parent.exists()
 
 
 def alive(process_id: int) -> bool:
@@ -242,10 +323,11 @@ def test_forwarding_does_not_wait_for_the_far_sides_prompt(lab, monkeypatch: pyt
 
     monkeypatch.setattr(paramiko.Transport, "open_session", late)
     settings = lab.settings(lab.sshd())
-    ports = [free_port() for _ in settings.forwards]
-    with contextlib.closing(paramiko_link.connect(Route(settings, ports, HostKeys(settings, None)))):
+    near_end = lab.stack.enter_context(NearEnd(settings))
+    paths = {socket_path(near_end.directory, port): port for port in settings.forwards}
+    with contextlib.closing(paramiko_link.connect(Route(settings, paths, HostKeys(settings, None)))):
         try:
-            check(lab.channel(f"127.0.0.1:{ports[0]}"))
+            check(lab.channel(f"unix:{next(iter(paths))}"))
         finally:
             let_go.set()
 

@@ -38,6 +38,8 @@ class Reason(StrEnum):
     """The service does not know the session: it restarted or the session expired. Open a new one."""
     TOO_MANY_SESSIONS = "TOO_MANY_SESSIONS"
     """The service is full. Try later or elsewhere."""
+    FOREIGN_REPLY = "FOREIGN_REPLY"
+    """Something else than the service that opened the session answered. Never sent: the edge's own finding."""
     SUPERSEDED = "SUPERSEDED"
     """A newer observation of the same session took this one's place. Nothing to do."""
     QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
@@ -64,6 +66,7 @@ REASON_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.RTC_UNSUPPORTED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.SESSION_UNKNOWN: grpc.StatusCode.NOT_FOUND,
     Reason.TOO_MANY_SESSIONS: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.FOREIGN_REPLY: grpc.StatusCode.UNAUTHENTICATED,
     Reason.SUPERSEDED: grpc.StatusCode.ABORTED,
     Reason.QUEUE_TIMEOUT: grpc.StatusCode.ABORTED,
     Reason.POLICY_FAILED: grpc.StatusCode.INTERNAL,

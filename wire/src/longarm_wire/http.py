@@ -1,5 +1,6 @@
 """A small HTTP endpoint beside the real work: health answers and Prometheus metrics, bound to loopback."""
 
+import errno
 import logging
 import socketserver
 import sys
@@ -63,6 +64,18 @@ class HttpEndpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def not_listening(error: OSError, settings: str) -> str:
+    """Returns why an endpoint does not listen and which of its two settings to change.
+
+    Args:
+      error: From HttpEndpoint.
+      settings: What the names of the two begin with, such as LONGARM_EDGE_METRICS.
+    """
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        return f"{error.strerror}. Set {settings}_PORT to another port, or to 0 for a free one."
+    return f"{error.strerror}. Set {settings}_HOST to an address of this machine."
 
 
 def _run(check: Check) -> tuple[bool, str]:

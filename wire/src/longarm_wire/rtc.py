@@ -65,10 +65,10 @@ class RtcConfig:
 
 @dataclass(frozen=True, eq=False)
 class RtcPrefix:
-    """The actions that a robot has still to execute, from the observation's tick on.
+    """The actions that a robot has still to execute, from the observation's step on.
 
     Attributes:
-      delay_ticks: Ticks expected to pass before the first action of the reply can be executed.
+      delay_ticks: Actions expected to be executed before the reply is there.
       model_actions: float32, shape (steps, model_action_dim).
       robot_actions: float32, shape (steps, action_dim).
     """

@@ -12,7 +12,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from longarm_wire._declarations import MASK, decoded, default, is_mapping, is_secret, leaves, resolve, written
+from longarm_wire._declarations import (
+    MASK,
+    decoded,
+    default,
+    is_mapping,
+    is_secret,
+    is_switch,
+    leaves,
+    resolve,
+    written,
+)
 from longarm_wire._flags import parse
 
 # Prefixes of this project's processes. A variable LONGARM_* with another prefix is a misspelling
@@ -20,6 +30,11 @@ KNOWN_PREFIXES = ("LONGARM_EDGE_", "LONGARM_SERVICE_", "LONGARM_SSHD_")
 
 # Types of pydantic's errors about text where a container should be
 _NOT_DECODED = ("dict_type", "list_type", "tuple_type", "set_type")
+
+
+def environment_for_others() -> dict[str, str]:
+    """Returns this process's environment without settings, secrets among them: for any program that it starts."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("LONGARM_")}
 
 
 class ConfigurationError(Exception):
@@ -58,7 +73,7 @@ class ProcessSettings(BaseSettings):
 
         Raises:
           ConfigurationError: A value is invalid, or a LONGARM_* variable is unknown.
-          SystemExit: 2 on an unknown flag, 0 after --help.
+          SystemExit: 2 on an unknown flag and on a secret as a flag, 0 after --help.
         """
         flags = parse(cls, arguments, program)
         unknown = cls._unknown_variables()
@@ -89,6 +104,12 @@ class ProcessSettings(BaseSettings):
         """Returns every environment variable of the class with its declaration."""
         prefix = cls.model_config.get("env_prefix", "")
         return {prefix + name.upper(): info for name, info in leaves(cls)}
+
+    @classmethod
+    def switches(cls) -> frozenset[str]:
+        """Returns the flags that may stand alone. All others take a value, in the same word or the next."""
+        names = [name.replace("__", ".") for name, info in leaves(cls) if is_switch(info)]
+        return frozenset(f"--{prefix}{name}" for name in names for prefix in ("", "no-"))
 
     def effective(self) -> dict[str, str]:
         """Returns every variable with its effective value as it would be written, secrets masked."""
@@ -131,7 +152,8 @@ class ProcessSettings(BaseSettings):
                 # The input of a group may hold a secret
                 lines.setdefault(".".join(parts), []).append(message)
                 continue
-            where = f"{prefix}{path.upper()} (--{path.replace('__', '.')})"
+            flag = "" if is_secret(known[path]) else f" (--{path.replace('__', '.')})"
+            where = f"{prefix}{path.upper()}{flag}"
             if problem["type"] in _NOT_DECODED and isinstance(problem["input"], str):
                 message += " written as JSON"
             # A check of our own may have said what it found, in better words than the value
@@ -163,8 +185,8 @@ def reference(settings: type[ProcessSettings], program: str) -> str:
         text = written(value).replace("|", "\\|")
         shown = "(required)" if value is PydanticUndefined else f"`{text}`" if text else ""
         meaning = " ".join((info.description or "").split()).replace("|", "\\|")
-        flag = name.replace("__", ".")
-        rows.append(f"| `{prefix}{name.upper()}` | `--{flag}` | {shown} | {meaning} |")
+        flag = "" if is_secret(info) else f"`--{name.replace('__', '.')}`"
+        rows.append(f"| `{prefix}{name.upper()}` | {flag} | {shown} | {meaning} |")
     return f"## `{program}`\n\n" + "\n".join(rows) + "\n"
 
 
@@ -173,4 +195,4 @@ def _printable(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-__all__ = ["ConfigurationError", "ProcessSettings", "reference"]
+__all__ = ["ConfigurationError", "ProcessSettings", "environment_for_others", "reference"]

@@ -13,8 +13,8 @@ from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras,
 from longarm_edge.doctor.measure import Measured, measure
 from longarm_edge.doctor.predict import Plan, predict
 from longarm_edge.doctor.tunnel_checks import check_tunnel
-from longarm_edge.guard import Guard
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
+from longarm_edge.motion import Motion
 from longarm_edge.policy_client import PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.settings import EdgeSettings
 from longarm_edge.tunnel.tunnel import Ask
@@ -65,10 +65,10 @@ class Examination:
         settings = self.settings
         try:
             robot = make_robot(settings.robot, self.robot_flags, settings.fps)
-            Guard.from_names(robot.spec.action_names, settings.safety.joint_limits, settings.safety.max_step)
+            Motion.plan(robot, settings.safety)
             if not settings.pretrained_name_or_path:
                 raise ConfigurationError(["No policy is named. Pass --pretrained_name_or_path=…"])
-        except (ConfigurationError, ValueError) as error:
+        except ConfigurationError as error:
             yield Finding("configuration", Verdict.FAILED, str(error), "See docs/settings.md")
             return None
         found = f"{robot.spec.robot_type} at {settings.fps:g} fps, {settings.pretrained_name_or_path}"
@@ -81,12 +81,12 @@ class Examination:
         if worst(first) is Verdict.FAILED:
             yield Finding("robot", Verdict.SKIPPED, "not connected: mend what is above first")
             return False
+        stack.callback(robot.disconnect, torque=True)
         try:
             robot.connect(configure=False)
         except ConnectionError as error:
             yield Finding("robot", Verdict.FAILED, str(error), "Is it switched on, and does nothing else use it?")
             return False
-        stack.callback(robot.disconnect, torque=True)
         spec = robot.spec
         yield Finding("robot", Verdict.OK, f"{len(spec.action_names)} actions, {len(spec.state_names)} states")
         yield from check_cameras(robot)
@@ -94,13 +94,14 @@ class Examination:
 
     def _look_at_the_way(self, stack: ExitStack) -> Steps[PolicyClient | None]:
         settings = self.settings
-        address: str | None = settings.server_address
+        address, name = settings.server_address, ""
         if settings.ssh.host:
-            address = yield from check_tunnel(settings.ssh, settings.connect_timeout, stack, self.ask)
-        if address is None:
-            yield Finding("service", Verdict.SKIPPED, "there is no way to it")
-            return None
-        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality)
+            tunnel = yield from check_tunnel(settings.ssh, settings.connect_timeout, stack, self.ask)
+            if tunnel is None:
+                yield Finding("service", Verdict.SKIPPED, "there is no way to it")
+                return None
+            address, name = tunnel.address, tunnel.leads_to
+        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality, name=name)
         stack.callback(client.close)
         return client
 
@@ -108,11 +109,11 @@ class Examination:
         try:
             info = client.service_info(timeout=SERVICE_TIMEOUT)
         except UnreachableError as error:
-            fix = f"Start longarm-service there, and see that {client.address} leads to it"
+            fix = f"Start longarm-service there, and see that {client.name} leads to it"
             yield Finding("service", Verdict.FAILED, str(error), fix)
             return False
         except WireError as error:
-            yield Finding("service", Verdict.FAILED, str(error), f"Lead {client.address} to a longarm-service")
+            yield Finding("service", Verdict.FAILED, str(error), f"Lead {client.name} to a longarm-service")
             return False
         what = f"longarm-service {info.service_version}, LeRobot {info.lerobot_version}, torch {info.torch_version}"
         if info.service_version == __version__:

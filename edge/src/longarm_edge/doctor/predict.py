@@ -86,20 +86,20 @@ def predict(costs: Costs, plan: Plan) -> Prediction:
     for tick in range(ticks):
         now = tick / plan.fps
         if arriving is not None and arriving[0] <= now:
-            queue.merge(arriving[1])
+            queue.merge(arriving[1], arriving[0])
             trips.add(arriving[0] - arriving[1].captured_at)
             answered_at, arriving = arriving[0], None
-        action, _ = queue.take(tick, now)
+        action, _ = queue.take(now)
         if action is None:
             idle += 1
         else:
             ages.append(now - action.captured_at)
         left = queue.playback_left(now, plan.fps)
         depth, rested = queue.depth(), now - answered_at
-        if arriving is None and replanner.wants(depth, plan.actions_per_chunk, left, trips.p95(), rested):
+        if arriving is None and replanner.wants(depth, plan.actions_per_chunk, left, trips, rested):
             sequence += 1
             latency = costs.latency * max(0.5, 1 + JITTER * rng.standard_normal())
-            arriving = (now + latency, ActionChunk(0, 0, sequence, tick + 1, now, chunk))
+            arriving = (now + latency, ActionChunk(0, 0, sequence, queue.next_step, now, chunk))
     return Prediction(
         latency=costs.latency,
         idle_share=idle / ticks,

@@ -18,8 +18,8 @@ STEPS: Mapping[str, frozenset[Cause]] = {
 }
 
 
-def check_tunnel(settings: SshSettings, timeout: float, stack: ExitStack, ask: Ask | None) -> Steps[str | None]:
-    """Yields a finding for each step and returns the address of the service at the near end, None without a tunnel.
+def check_tunnel(settings: SshSettings, timeout: float, stack: ExitStack, ask: Ask | None) -> Steps[Tunnel | None]:
+    """Yields a finding for each step and returns the tunnel, None if it is not up.
 
     Args:
       settings: Where to and how.
@@ -35,7 +35,7 @@ def check_tunnel(settings: SshSettings, timeout: float, stack: ExitStack, ask: A
         return None
     for step in STEPS:
         yield Finding(step, Verdict.OK, _passed(step, settings))
-    return tunnel.address
+    return tunnel
 
 
 def _failed_at(error: TunnelError) -> Iterator[Finding]:

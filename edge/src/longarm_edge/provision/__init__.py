@@ -9,8 +9,8 @@ service running. Everything there lies in one directory:
   policies/   uploaded policies; NAME.part is one that is not whole yet
   run/        the supervisor's and the service's files
   logs/       service.log and older ones
-  cache/      what libraries keep
-  .longarm    marks the directory as one that may be removed
+  cache/      what libraries keep, and temporary files
+  .longarm    marks the directory as one that may be removed, and is locked by whoever changes something in it
 """
 
 from longarm_edge.provision.arguments import Arguments, understand

@@ -1,12 +1,14 @@
 """The far side as people name it: `user@host -p 2222 -i key`, as for ssh, turned into flags of the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from longarm_wire.settings import ConfigurationError
 
 # Short flags with a value, and the setting that each stands for
 _SHORT = {"-p": "--ssh.port", "-i": "--ssh.key_file", "-l": "--ssh.user", "--policy": "--far.policy"}
+# What may follow a flag that is on or off
+_SWITCHED = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,12 @@ class Arguments:
     line_count: int = 200
 
 
-def understand(arguments: Sequence[str]) -> Arguments:
+def understand(arguments: Sequence[str], switches: Collection[str] = ()) -> Arguments:
     """Returns what arguments say. A pasted `ssh -p 2222 root@host` is understood as well.
+
+    Args:
+      arguments: The words after the command.
+      switches: Flags that may stand alone, see ProcessSettings.switches. The word after any other is its value.
 
     Raises:
       ConfigurationError: A value is missing, or two hosts are named.
@@ -54,14 +60,18 @@ def understand(arguments: Sequence[str]) -> Arguments:
                 flags.append(f"{_SHORT[name]}={value}")
         elif word.startswith("-"):
             flags.append(word)
-            # `--fps 30`: the value is no host
-            if not equals and rest and not rest[0].startswith("-") and "@" not in rest[0]:
+            if not equals and rest and _is_value(rest[0], alone=word in switches or word in ("-h", "--help")):
                 flags.append(rest.pop(0))
         elif target:
             raise ConfigurationError([f"Expected one far machine, found {target} and {word}."])
         else:
             target = word
     return Arguments((*_target_flags(target), *flags), follow, line_count)
+
+
+def _is_value(word: str, *, alone: bool) -> bool:
+    """Returns whether a word belongs to the flag before it, which may stand alone or not."""
+    return word.lower() in _SWITCHED if alone else not word.startswith("-")
 
 
 def _value(name: str, rest: list[str]) -> str:

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from rich.console import Console
 
 from longarm_edge import __version__
 from longarm_edge.provision import scripts
+from longarm_edge.provision.aside import Aside, run_aside
 from longarm_edge.provision.connection import connected
-from longarm_edge.provision.errors import ConnectionLostError, ProvisionError
+from longarm_edge.provision.errors import ConnectionLostError, PortTakenError, ProvisionError
 from longarm_edge.provision.executor import STOP_TIMEOUT, Cargo, Executor, FarService, await_ready
 from longarm_edge.provision.facts import Facts, look
 from longarm_edge.provision.far import Far, SshFar
@@ -61,23 +64,36 @@ def up(
       ConfigurationError: It can never work as things are: exit code 3.
       ProvisionError: A step failed; calling it again goes on from there: exit code 1.
     """
-    order = _Order(ssh, far, policy, device, dtype)
     narrator = Narrator(console)
-    for attempt in range(1, CONNECT_ATTEMPTS + 1):
-        try:
-            with _far(ssh, far, ask) as there:
-                with narrator.step(f"looking at {ssh.host}"):
-                    facts = look(there, far.directory, far.python)
-                wanted, cargo = order.for_facts(facts)
+
+    def attempt(order: _Order, aside: Aside) -> FarService:
+        with ExitStack() as stack:
+            there = stack.enter_context(_far(ssh, far, ask, aside))
+            with narrator.step(f"looking at {ssh.host}"):
+                facts = look(there, far.directory, far.python)
+            wanted, cargo = order.for_facts(facts)
+            steps = plan(facts, wanted)
+            if len(steps) > 1:
+                # Something is to be changed: what counts is how things are once nobody else changes them
+                stack.enter_context(there.hold(facts.directory, logger.warning))
+                facts = look(there, far.directory, far.python)
                 steps = plan(facts, wanted)
-                _hint(steps, facts, wanted, console)
-                return Executor(there, facts.directory, wanted, cargo, narrator).carry_out(steps)
-        except ConnectionLostError as error:
-            if attempt == CONNECT_ATTEMPTS:
-                raise
-            logger.warning("%s Trying again.", error)
-            time.sleep(RECONNECT_SECONDS)
-    raise AssertionError("the last attempt returns or raises")
+            _hint(steps, facts, wanted, console)
+            return Executor(there, facts.directory, wanted, cargo, narrator).carry_out(steps)
+
+    def attempts(aside: Aside) -> FarService:
+        order = _Order(ssh, far, policy, device, dtype)
+        for _ in range(1, CONNECT_ATTEMPTS):
+            try:
+                return attempt(order, aside)
+            except (ConnectionLostError, PortTakenError) as error:
+                if not aside.interrupted.is_set():
+                    logger.warning("%s Trying again.", error)
+                if aside.interrupted.wait(RECONNECT_SECONDS):
+                    raise
+        return attempt(order, aside)
+
+    return _aside(console, attempts)
 
 
 def manage(
@@ -102,20 +118,24 @@ def manage(
       ConfigurationError: It can never work as configured.
       ProvisionError: It did not work.
     """
-    with _far(ssh, far, ask) as there:
-        facts = look(there, far.directory, far.python)
-        match command:
-            case "status":
-                return _status(ssh.host, facts, console)
-            case "logs":
-                return _logs(there, facts, follow, line_count)
-            case "stop":
-                return _stop(there, facts, console)
-            case "restart":
-                return _restart(there, facts, far, console)
-            case "down":
-                return _down(there, facts, console)
-    raise ValueError(f"There is no command {command!r}")
+
+    def act(aside: Aside) -> int:
+        with _far(ssh, far, ask, aside) as there:
+            facts = look(there, far.directory, far.python)
+            match command:
+                case "status":
+                    return _status(ssh.host, facts, console)
+                case "logs":
+                    return _logs(there, facts, follow, line_count)
+                case "stop":
+                    return _stop(there, facts, console)
+                case "restart":
+                    return _restart(there, facts, far, console)
+                case "down":
+                    return _down(there, facts, console)
+        raise ValueError(f"There is no command {command!r}")
+
+    return _aside(console, act)
 
 
 class _Order:
@@ -174,7 +194,7 @@ class _Order:
             torch_index_url=far.torch_index_url,
             install_environment={
                 **_places(facts.directory),
-                "TMPDIR": f"{facts.directory}/cache",
+                "TMPDIR": f"{facts.directory}/cache",  # where there is no other yet
                 **{name: url for name, url in indexes.items() if url},
                 **far.environment,
                 **secrets,
@@ -201,6 +221,7 @@ def _places(directory: str) -> dict[str, str]:
     """Returns variables that keep what libraries leave behind in Longarm's directory, to be removed with it."""
     cache = f"{directory}/cache"
     names = {
+        "TMPDIR": "/temporary",
         "XDG_CACHE_HOME": "",
         "XDG_CONFIG_HOME": "/config",
         "PIP_CACHE_DIR": "/pip",
@@ -242,8 +263,12 @@ def _service_words(facts: Facts) -> str:
 
 def _logs(there: Far, facts: Facts, follow: bool, line_count: int) -> int:
     variables = {"directory": facts.directory, "count": str(line_count), "follow": "yes" if follow else "no"}
-    # To standard output, for pipes
-    there.run(scripts.LOGS, variables, on_line=print, timeout=FOLLOW_SECONDS)
+    try:
+        # To standard output, for pipes
+        there.run(scripts.LOGS, variables, on_line=partial(print, flush=True), timeout=FOLLOW_SECONDS)
+    except BrokenPipeError:
+        # `logs | head` has seen enough. Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_codes.DONE
 
 
@@ -270,21 +295,38 @@ def _restart(there: Far, facts: Facts, far: FarSettings, console: Console) -> in
 def _down(there: Far, facts: Facts, console: Console) -> int:
     if facts.is_foreign:
         raise ConfigurationError([f"{facts.directory} is not Longarm's: nothing was removed."])
-    _stop(there, facts, console)
-    with Narrator(console).step(f"removing {facts.directory}"):
-        variables = {"directory": facts.directory, "unit_name": UNIT_NAME}
-        there.run(scripts.REMOVE, variables, timeout=REMOVE_TIMEOUT)
+    if not facts.is_marked:
+        console.print(
+            f"there is nothing of Longarm in {facts.directory}", highlight=False, markup=False, soft_wrap=True
+        )
+        return exit_codes.DONE
+    with there.hold(facts.directory, logger.warning):
+        _stop(there, look(there, facts.directory), console)
+        with Narrator(console).step(f"removing {facts.directory}"):
+            variables = {"directory": facts.directory, "unit_name": UNIT_NAME}
+            said = there.run(scripts.REMOVE, variables, timeout=REMOVE_TIMEOUT)
+    for reason in [line.removeprefix("stays=") for line in said if line.startswith("stays=")]:
+        logger.warning("Everything in %s is removed, the directory itself stays (%s)", facts.directory, reason)
     return exit_codes.DONE
 
 
+def _aside[T](console: Console, work: Callable[[Aside], T]) -> T:
+    try:
+        return run_aside(work)
+    except KeyboardInterrupt:
+        # Work that is left behind draws its progress no further
+        console.show_cursor()
+        raise
+
+
 @contextmanager
-def _far(ssh: SshSettings, far: FarSettings, ask: Ask | None) -> Iterator[Far]:
+def _far(ssh: SshSettings, far: FarSettings, ask: Ask | None, aside: Aside) -> Iterator[Far]:
     if not ssh.host:
         example = "root@gpu.example.com -p 2222"
         raise ConfigurationError(
             [f"No far machine is named. Pass it as to ssh ({example}), or set LONGARM_EDGE_SSH__HOST."]
         )
-    with connected(ssh, ask) as transport:
+    with connected(ssh, aside.in_front(ask) if ask is not None else None, aside) as transport:
         secrets = tuple(text for secret in far.secrets.values() if (text := secret.get_secret_value()))
         yield SshFar(transport, secrets)
 

@@ -2,6 +2,7 @@
 
 ProvisionError             something failed on the way; running the command again goes on from there
 ├── FarCommandError        a script ended with an error on the far side
+├── PortTakenError         somebody else took the service's port first; the next look sees that
 └── ConnectionLostError    the SSH connection broke; what was running there is stopped
 
 What can never work as things are is longarm_wire.settings.ConfigurationError, with a line for each problem.
@@ -30,3 +31,7 @@ class FarCommandError(ProvisionError):
 
 class ConnectionLostError(ProvisionError):
     """The SSH connection broke."""
+
+
+class PortTakenError(ProvisionError):
+    """The service cannot have one of its ports: another program on the far machine took it first."""

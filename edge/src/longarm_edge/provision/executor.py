@@ -1,13 +1,14 @@
 """Carries out a plan's steps on the far side."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from longarm_edge.provision import scripts, upload
-from longarm_edge.provision.errors import FarCommandError, ProvisionError
+from longarm_edge.provision.errors import FarCommandError, PortTakenError, ProvisionError
 from longarm_edge.provision.far import Far
 from longarm_edge.provision.narrator import Narrator, Telling
 from longarm_edge.provision.plan import (
@@ -34,6 +35,10 @@ INSTALL_TIMEOUT = 7200.0
 STOP_TIMEOUT = 60.0
 # How longarm-service begins what it says to a person
 SERVICE_SAYS = "longarm-service: "
+# The settings that it names when a port is taken, which are not those of whoever reads it here
+ITS_PORTS = re.compile(r"\bLONGARM_SERVICE_(METRICS_)?PORT\b")
+# As strerror says it: no bytes, no inodes, no quota
+FULL_DISK = re.compile(r"No space left on device|[Qq]uota exceeded")
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,10 @@ class Executor:
                 try:
                     self._do(step, telling)
                 except FarCommandError as error:
-                    raise ProvisionError(f"{title(step)} failed on the far side:\n{error}") from error
+                    # Often not the last that is said
+                    full = next((line.strip() for line in error.lines if FULL_DISK.search(line)), "")
+                    said = f"{full}\n{upload.MAKE_ROOM}" if full else error
+                    raise ProvisionError(f"{title(step)} failed on the far side:\n{said}") from error
         with self.narrator.step(title(last)) as telling:
             return self._await_ready(telling)
 
@@ -196,6 +204,7 @@ def await_ready(far: Far, directory: str, seconds: float, telling: Telling, poli
 
     Raises:
       ConfigurationError: It can never start as configured.
+      PortTakenError: Somebody else has one of its ports.
       ProvisionError: It crashes, or takes too long.
     """
     try:
@@ -209,6 +218,12 @@ def await_ready(far: Far, directory: str, seconds: float, telling: Telling, poli
         if error.code == exit_codes.CANNOT_START:
             said = [line.removeprefix(SERVICE_SAYS) for line in error.lines if line.startswith(SERVICE_SAYS)]
             reason = said[-1] if said else f"see longarm-edge logs. They end:\n{error}"
+            if ITS_PORTS.search(reason):
+                raise PortTakenError(
+                    "The far service cannot have its port: another program took it since the look, or it is below 1024 "
+                    "and for root alone. `longarm-edge up` finds free ones; --ssh.service_port=… and "
+                    "--ssh.metrics_port=… name others."
+                ) from error
             raise ConfigurationError([f"The far service can never start as configured: {reason}"]) from error
         raise ProvisionError(
             f"The far service does not get ready (see longarm-edge logs). Its log ends:\n{error}"

@@ -1,12 +1,14 @@
 """What there is on the far side, looked at in one round trip."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from longarm_edge.provision.errors import FarCommandError, ProvisionError
 from longarm_edge.provision.far import Far
 from longarm_edge.provision.scripts import LOOK
+from longarm_wire.settings import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Facts:
 
     Attributes:
       directory: Absolute path of Longarm's directory, whether it is there or not.
-      is_ours: Whether a Longarm made the directory.
+      is_marked: Whether a Longarm made it, or began to.
+      is_ours: Whether it was made whole.
       is_foreign: Whether it holds somebody else's files.
       writable: Whether it is, or can be made.
       free_bytes: Space in it.
@@ -105,6 +108,7 @@ class Facts:
     """
 
     directory: str
+    is_marked: bool = False
     is_ours: bool = False
     is_foreign: bool = False
     writable: bool = True
@@ -136,8 +140,35 @@ def look(far: Far, directory: str, python: str = "") -> Facts:
       far: Where to look.
       directory: Longarm's directory, as the user wrote it.
       python: An interpreter to look at first.
+
+    Raises:
+      ConfigurationError: Whatever answers there is no shell.
+      ProvisionError: The look failed.
     """
-    return parse(far.run(LOOK, {"directory": directory, "wanted_python": python}))
+    try:
+        lines = far.run(LOOK, {"directory": directory, "wanted_python": python})
+    except FarCommandError as error:
+        if not _is_shell(error.lines):
+            raise ConfigurationError([_no_shell(error.lines or [str(error)])]) from error
+        raise ProvisionError(f"Looking at the far machine failed there:\n{error}") from error
+    if not _is_shell(lines):
+        raise ConfigurationError([_no_shell(lines)])
+    return parse(lines)
+
+
+def _is_shell(lines: Sequence[str]) -> bool:
+    """Returns whether the look script ran: its first words are there."""
+    return any(line.startswith("directory=") for line in lines)
+
+
+def _no_shell(lines: Sequence[str]) -> str:
+    said = " / ".join(line.strip() for line in lines if line.strip())[:200]
+    return (
+        f"Expected a shell for commands on the far machine, found {f'«{said}»' if said else 'one that runs none'}. The "
+        "account may be bound to another program (ForceCommand in sshd_config, command= in authorized_keys, or its "
+        "login shell): log in with one that is not. Some providers offer a second, full SSH address beside a "
+        "restricted one."
+    )
 
 
 def parse(lines: Iterable[str]) -> Facts:
@@ -152,6 +183,7 @@ def parse(lines: Iterable[str]) -> Facts:
             single[key] = value
     return Facts(
         directory=single["directory"],
+        is_marked=single.get("marked") == "yes",
         is_ours=single.get("content") == "ours",
         is_foreign=single.get("content") == "foreign",
         writable=single.get("writable") == "yes",

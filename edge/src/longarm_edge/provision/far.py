@@ -1,28 +1,41 @@
 """The far side: shell scripts and files over one SSH connection."""
 
+import getpass
 import re
 import shlex
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 import paramiko  # type: ignore[import-untyped]
 
 from longarm_edge.provision.errors import ConnectionLostError, FarCommandError, ProvisionError
+from longarm_edge.provision.scripts import HOLD
 
 OnLine = Callable[[str], None]
 
 MASK = "**********"
 OPEN_TIMEOUT = 30.0
 READ_BYTES = 32768
+BREAK_SECONDS = 1.0
+# Whoever holds a directory shows that often that it is alive. Without that for so long, it is not: on a slow link a
+# sign of life waits behind two megabytes of an upload
+BEAT_SECONDS = 5.0
+LEASE_SECONDS = 60
+# Somebody else's installation may take hours
+HOLD_TIMEOUT = 24 * 3600.0
+HELD = "longarm: held"
 # Ends what the script started when the connection ends: sshd alone would let it go on, with nobody to see it.
 # What leaves the session (setsid) stays. The script has standard input to itself, empty. It is one command, so that
-# the shell has read all of it before anything else reads standard input
+# the shell has read all of it before anything else reads standard input. Each line of that names a file that shows, by
+# its age, how long ago this side was alive
 WRAPPER = """\
 {{
 exec 2>&1 3<&0
-{{ while read -r _; do :; done <&3; kill -TERM 0; }} >/dev/null 2>&1 &
+{{ while read -r held; do touch -c "$held"; done <&3; kill -TERM 0; }} >/dev/null 2>&1 &
 watcher=$!
 (
 set -eu
@@ -66,6 +79,20 @@ class Far(Protocol):
           ConnectionLostError: The connection broke.
         """
 
+    def hold(self, directory: str, on_line: OnLine) -> AbstractContextManager[None]:
+        """Returns a context within which nobody else's hold works in directory, which is made if it is not there.
+
+        Waits for as long as somebody else does.
+
+        Args:
+          directory: Longarm's.
+          on_line: Called with who that is.
+
+        Raises:
+          ProvisionError: The directory cannot be made or written.
+          ConnectionLostError: The connection broke.
+        """
+
     def sftp(self) -> paramiko.SFTPClient:
         """Returns a channel for files, to be closed by the caller.
 
@@ -98,27 +125,46 @@ class SshFar:
         timeout: float = 120.0,
     ) -> list[str]:
         """See Far.run."""
-        assignments = [f"{name}={shlex.quote(value)}" for name, value in (variables or {}).items()]
-        assignments += [f"export {name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
-        text = WRAPPER.format(script="\n".join([*assignments, script]))
         lines = []
-        with lost_connections_named():
-            channel = self._transport.open_session(timeout=OPEN_TIMEOUT)
-            with channel:
-                # Whatever the login shell is, sh reads the rest. Standard input stays open as the sign of life
-                channel.exec_command("sh -s")
-                channel.sendall(text.encode())
-                for line in _lines(channel, time.monotonic() + timeout):
-                    shown = self._without_secrets(line)
-                    lines.append(shown)
-                    if on_line is not None:
-                        on_line(shown)
-                code = channel.recv_exit_status() if self._transport.is_active() else -1
-        if code == -1:
-            raise ConnectionLostError("The SSH connection broke while a command ran on the far side.")
+        with self._started(_script(script, variables or {}, environment or {})) as channel:
+            for line in _lines(channel, time.monotonic() + timeout):
+                shown = self._without_secrets(line)
+                lines.append(shown)
+                if on_line is not None:
+                    on_line(shown)
+            code = self._exit_code(channel)
         if code != 0:
             raise FarCommandError(code, lines)
         return lines
+
+    @contextmanager
+    def hold(self, directory: str, on_line: OnLine) -> Iterator[None]:
+        """See Far.hold."""
+        variables = {"directory": directory, "who": _who(), "held": HELD, "lease": str(LEASE_SECONDS)}
+        done = threading.Event()
+        lines = []
+        with self._started(_script(HOLD, variables)) as channel:
+            for line in _lines(channel, time.monotonic() + HOLD_TIMEOUT):
+                if line == HELD:
+                    break
+                lines.append(line)
+                on_line(line)
+            else:
+                self._exit_code(channel)  # raises if the connection broke
+                raise ProvisionError(f"{directory} cannot be written on the far side:\n" + "\n".join(lines[-12:]))
+            channel.settimeout(None)
+
+            def show_life() -> None:
+                # A connection that is gone is noticed by whoever uses it
+                with suppress(paramiko.SSHException, EOFError, OSError):
+                    while not done.wait(BEAT_SECONDS):
+                        channel.sendall(f"{directory}/.longarm\n".encode())
+
+            threading.Thread(target=show_life, name="hold", daemon=True).start()
+            try:
+                yield
+            finally:
+                done.set()
 
     def sftp(self) -> paramiko.SFTPClient:
         """See Far.sftp."""
@@ -126,7 +172,7 @@ class SshFar:
             try:
                 client = paramiko.SFTPClient.from_transport(self._transport)
             except (paramiko.SSHException, EOFError) as error:
-                if not self._transport.is_active():
+                if not self._transport.is_active() or isinstance(error, paramiko.ChannelException):
                     raise
                 raise ProvisionError(
                     "The SSH server has no SFTP, which files travel over. Enable it in its sshd_config: Subsystem sftp "
@@ -136,10 +182,49 @@ class SshFar:
         client.get_channel().settimeout(OPEN_TIMEOUT)
         return client
 
+    @contextmanager
+    def _started(self, text: str) -> Iterator[paramiko.Channel]:
+        """Gives a channel on which a shell carries out text, and ends when the channel does."""
+        with lost_connections_named():
+            channel = self._transport.open_session(timeout=OPEN_TIMEOUT)
+        try:
+            with lost_connections_named():
+                # Whatever the login shell is, sh reads the rest. Standard input stays open as the sign of life
+                channel.exec_command("sh -s")
+                channel.sendall(text.encode())
+            yield channel
+        finally:
+            with lost_connections_named():
+                channel.close()
+
+    def _exit_code(self, channel: paramiko.Channel) -> int:
+        code: int = channel.recv_exit_status()
+        if code == -1:
+            # Without one it was killed; or the connection breaks, which ends the channels a moment before itself
+            self._transport.join(BREAK_SECONDS)
+            if not self._transport.is_active():
+                raise ConnectionLostError("The SSH connection broke while a command ran on the far side.")
+        return code
+
     def _without_secrets(self, line: str) -> str:
         for secret in self._secrets:
             line = line.replace(secret, MASK)
         return line
+
+
+def _who() -> str:
+    """Returns who works at this machine, as others may know them."""
+    # A container's user may have no name
+    with suppress(KeyError, OSError):
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    return socket.gethostname()
+
+
+def _script(script: str, variables: Mapping[str, str], environment: Mapping[str, str] | None = None) -> str:
+    """Returns the text of a script with its variables, as the far shell reads it."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    assignments += [f"export {name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    return WRAPPER.format(script="\n".join([*assignments, script]))
 
 
 def _lines(channel: paramiko.Channel, deadline: float) -> Iterator[str]:
@@ -148,11 +233,14 @@ def _lines(channel: paramiko.Channel, deadline: float) -> Iterator[str]:
     while True:
         # A while at a time, so that Ctrl-C is heard and the deadline kept
         channel.settimeout(0.5)
-        try:
-            piece = channel.recv(READ_BYTES)
-        except TimeoutError:
+        with lost_connections_named():
+            try:
+                piece = channel.recv(READ_BYTES)
+            except TimeoutError:
+                piece = None
+        if piece is None:
             if time.monotonic() > deadline:
-                raise ProvisionError("A command on the far side took too long and was stopped.") from None
+                raise ProvisionError("A command on the far side took too long and was stopped.")
             continue
         if not piece:
             break
@@ -168,8 +256,13 @@ def lost_connections_named() -> Iterator[None]:
     """Turns the many ways in which paramiko reports a broken connection into ConnectionLostError."""
     try:
         yield
+    except paramiko.ChannelException as error:
+        raise ProvisionError(
+            f"The SSH server opens no further session over one connection ({error.text}), and three are needed: set "
+            "MaxSessions in its sshd_config to 3 or more (10 is the default)."
+        ) from error
     except (paramiko.SSHException, EOFError, ConnectionError, TimeoutError) as error:
-        raise ConnectionLostError(f"The SSH connection broke ({error or type(error).__name__}).") from error
+        raise ConnectionLostError(f"The SSH connection broke ({str(error) or 'closed or silent'}).") from error
     except OSError as error:
         # "Socket is closed" has no number; others speak of files
         if error.errno is None:

@@ -28,6 +28,7 @@ say system "$(uname -s)"
 say machine "$(uname -m)"
 
 if [ -e "$directory/.longarm" ]; then
+  say marked yes
   # The last that is made
   if [ -d "$directory/cache" ]; then say content ours; fi
 elif [ -n "$(ls -A "$directory" 2>/dev/null)" ]; then say content foreign
@@ -109,10 +110,53 @@ fi
 """
 )
 
+# who, held (what to say), lease (seconds). Says `held` as soon as nobody else works in the directory, and then holds a
+# lock until its input ends. The lock is on the marker. Who holds it stands in there, and its age is that of the last
+# sign of life: a machine does not learn that a laptop is gone whose network went silent
+HOLD = """\
+umask 077
+# The server's process for this connection: with it ends everything that the connection runs
+connection=$$
+while [ "$connection" -gt 1 ]; do
+  case $(cat "/proc/$connection/comm" 2>/dev/null || :) in sshd* | dropbear*) break ;; esac
+  connection=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$connection/status" 2>/dev/null || :)
+  connection=${connection:-1}
+done
+marker=$directory/.longarm
+told=
+while command -v flock >/dev/null 2>&1; do
+  mkdir -p "$directory"
+  exec 9>>"$marker"
+  silent=0 seen=
+  until flock -n 9; do
+    sleep 1
+    # Nothing stands there if the disk is full
+    its_connection=0 its_words='nobody knows who'
+    { read -r its_connection its_words <"$marker"; } 2>/dev/null || :
+    if [ -z "$told" ]; then
+      echo "Another longarm-edge is at work in $directory: $its_words. Waiting for it."
+      told=yes
+    fi
+    beat=$(stat -c %Y "$marker" 2>/dev/null) || continue
+    if [ "$beat" = "$seen" ]; then silent=$((silent + 1)); else silent=0 seen=$beat; fi
+    if [ "$silent" -ge "$lease" ] && [ "${its_connection:-0}" -gt 1 ]; then
+      echo "It gave no sign of life for $silent s: its connection is ended."
+      kill "$its_connection" || :
+      silent=0
+    fi
+  done
+  # Whoever had it may have removed the directory
+  if [ "$marker" -ef /proc/self/fd/9 ]; then break; fi
+done
+{ printf '%s %s\\n' "$connection" "$who, since $(date '+%F %T %Z')" >"$marker"; } 2>/dev/null || :
+echo "$held"
+while :; do sleep 3600; done
+"""
+
 MAKE_DIRECTORY = """\
 umask 077
 mkdir -p "$directory"
-: >"$directory/.longarm"
+: >>"$directory/.longarm"
 cd "$directory"
 mkdir -p run logs wheels policies
 mkdir -p cache
@@ -121,8 +165,11 @@ mkdir -p cache
 # python, reuse (yes or no), base
 MAKE_ENVIRONMENT = """\
 cd "$directory"
+rm -f venv/.base
 rm -rf venv
-"$python" -m venv venv
+"$python" -m venv --without-pip venv
+# By itself, for venv keeps to itself why it fails
+venv/bin/python -I -m ensurepip --upgrade --default-pip
 if [ "$reuse" = yes ]; then
   # Unlike --system-site-packages this also reaches what is in a virtual or conda environment
   site=$(venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -168,6 +215,8 @@ START_DETACHED = """\
 umask 077
 cd "$directory"
 printf '%s\\n' "$config" >run/service.json
+rm -rf cache/temporary
+mkdir -p cache/temporary
 venv/bin/python -m longarm_service.supervisor "$directory" --detach
 """
 
@@ -176,6 +225,8 @@ START_UNIT = """\
 umask 077
 cd "$directory"
 printf '%s\\n' "$config" >run/service.json
+rm -rf cache/temporary
+mkdir -p cache/temporary
 printf '%s\\n' "$unit" >"run/$unit_name"
 rm -f run/state
 systemctl "$scope" link --force "$directory/run/$unit_name"
@@ -229,7 +280,7 @@ done
 """
 )
 
-# unit_name
+# unit_name. What an interrupt leaves is Longarm's still, and nothing of it looks whole. Says what cannot be removed
 REMOVE = """\
 if [ -e "$directory/run/$unit_name" ]; then
   if [ "$(id -u)" = 0 ]; then scope=--system; else scope=--user; fi
@@ -239,7 +290,14 @@ if [ -e "$directory/run/$unit_name" ]; then
   systemctl "$scope" daemon-reload || :
 fi
 # Nothing but what Longarm made is ever removed
-if [ -e "$directory/.longarm" ]; then rm -rf "$directory"; fi
+[ -e "$directory/.longarm" ] || exit 0
+for part in venv policies; do
+  rm -rf "$directory/$part.removed"
+  if [ -e "$directory/$part" ]; then mv "$directory/$part" "$directory/$part.removed"; fi
+done
+find "$directory/" -mindepth 1 -maxdepth 1 ! -name .longarm -exec rm -rf {} +
+rm "$directory/.longarm"
+if ! reason=$(rmdir "$directory" 2>&1); then echo "stays=$reason"; fi
 """
 
 # count, follow (yes or no)
@@ -256,6 +314,17 @@ cd "$target"
 find . -type f | while IFS= read -r file; do
   printf '%s %s %s\\n' "$(wc -c <"$file" | tr -d ' ')" "$(sha256sum <"$file" | cut -c 1-64)" "${file#./}"
 done
+"""
+
+# Says why a megabyte cannot be written in directory, or next above it that is there, and how much is left
+TRY_TO_WRITE = """\
+while [ ! -d "$directory" ]; do directory=$(dirname "$directory"); done
+probe=$directory/.longarm-probe
+if ! reason=$({ head -c 1048576 /dev/zero >"$probe"; } 2>&1); then echo "reason=${reason##*: }"; fi
+rm -f "$probe"
+left() { df -P "$1" "$directory" 2>/dev/null | { read -r _; read -r _ _ _ free _ && echo "$2=$free"; } || :; }
+left -k free_kib
+left -i free_files
 """
 
 # target: what was sent as target.part takes its place

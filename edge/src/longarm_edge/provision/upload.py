@@ -10,13 +10,14 @@ import paramiko  # type: ignore[import-untyped]
 
 from longarm_edge.provision.errors import ProvisionError
 from longarm_edge.provision.far import Far, lost_connections_named
-from longarm_edge.provision.scripts import FINISH_FILES, LIST_FILES
+from longarm_edge.provision.scripts import FINISH_FILES, LIST_FILES, TRY_TO_WRITE
 from longarm_wire.settings import ConfigurationError
 
 # Bytes sent, of how many; those that were there already count as sent
 OnProgress = Callable[[int, int], None]
 
 PIECE_BYTES = 1 << 18
+MAKE_ROOM = "Make room there, or name a directory on a bigger disk: --far.directory=…"
 # Hashing gigabytes on the far side
 LIST_TIMEOUT = 1800.0
 
@@ -100,20 +101,42 @@ def send(far: Far, files: Iterable[File], target: str, on_progress: OnProgress =
             break
         sent = total - sum(entry.file.size - entry.offset for entry in missing)
         with lost_connections_named(), far.sftp() as sftp:
-            for name in stray:
-                sftp.remove(f"{part}/{name}")
-            for entry in missing:
-                try:
-                    for count in _send_rest(sftp, entry, f"{part}/{entry.file.name}"):
+            path = part
+            try:
+                for path in (f"{part}/{name}" for name in stray):
+                    sftp.remove(path)
+                for entry in missing:
+                    path = f"{part}/{entry.file.name}"
+                    for count in _send_rest(sftp, entry, path):
                         sent += count
                         travelled += count
                         on_progress(sent, total)
-                except PermissionError as error:
-                    raise ProvisionError(f"The far side does not take {part}/{entry.file.name}: {error}") from error
+            except OSError as error:
+                if _is_gone(sftp, error):
+                    raise
+                if error.filename is not None:
+                    raise ProvisionError(f"A file to send cannot be read here: {error}") from error
+                # SFTP has no words for a full disk
+                reason = why_not_writable(far, part) or error
+                raise ProvisionError(f"The far side does not take {path}: {reason}") from error
     if names := ", ".join(entry.file.name for entry in compare(files, list_files(far, part))):
-        raise ProvisionError(f"These files do not arrive as they were sent: {names}. Is the far disk full?")
+        reason = why_not_writable(far, part) or "something there changes them"
+        raise ProvisionError(f"These files do not arrive as they were sent: {names}. {reason}")
     far.run(FINISH_FILES, {"target": target})
     return travelled
+
+
+def why_not_writable(far: Far, directory: str) -> str:
+    """Returns why the far side takes no more in a directory and how much is left there; empty if it takes a megabyte.
+
+    Raises:
+      ConnectionLostError: The connection broke.
+    """
+    found = dict(line.split("=", 1) for line in far.run(TRY_TO_WRITE, {"directory": directory}) if "=" in line)
+    if not found.get("reason"):
+        return ""
+    left = f"{found.get('free_kib') or '?'} KiB and {found.get('free_files') or '?'} files are left"
+    return f"{found['reason']} ({left}). {MAKE_ROOM}"
 
 
 def list_files(far: Far, target: str) -> dict[str, tuple[int, str]]:
@@ -148,6 +171,12 @@ def _send_rest(sftp: paramiko.SFTPClient, entry: Missing, path: str) -> Iterable
         while piece := here.read(PIECE_BYTES):
             there.write(piece)
             yield len(piece)
+
+
+def _is_gone(sftp: paramiko.SFTPClient, error: OSError) -> bool:
+    """Tells a connection that broke from a far side that says no: an SFTP server's «Failure» has no number either."""
+    channel = sftp.get_channel()
+    return isinstance(error, TimeoutError) or channel.closed or not channel.get_transport().is_active()
 
 
 def _make_directories(sftp: paramiko.SFTPClient, path: PurePosixPath) -> None:

@@ -1,7 +1,6 @@
 """Longarm's own packages for the far side, and what they require: from a source checkout, or from ready wheels."""
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from typing import Protocol
 
 import longarm_edge
 from longarm_edge.provision.errors import ProvisionError
-from longarm_wire.settings import ConfigurationError
+from longarm_wire.settings import ConfigurationError, environment_for_others
 
 NAMES = ("longarm_wire", "longarm_service")
 # The policies that a checkpoint may hold need more than LeRobot alone
@@ -182,7 +181,7 @@ def _pip_wheel(projects: list[Path], target: Path) -> None:
     try:
         subprocess.run(  # noqa: S603
             [*command, "--no-build-isolation", "--wheel-dir", str(target), *map(str, projects)],
-            env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
+            env={**environment_for_others(), "SOURCE_DATE_EPOCH": EPOCH},
             capture_output=True,
             check=True,
             text=True,

@@ -75,7 +75,11 @@ class Order(_Line):
 
     settings: dict[str, Any]
     """As SshSettings.to_json gives it."""
-    ports: tuple[int, int]
-    """Local ports that lead to SshSettings.forwards."""
+    directory: str
+    """Where the Unix sockets go, see near_end.socket_path."""
+    ports: dict[int, int]
+    """Descriptors of sockets that listen on a local port, and the far port that each is to lead to."""
     interactive: bool
     """Whether somebody is there to answer questions."""
+    was_up: bool
+    """Whether the tunnel has been up before, in another process."""

@@ -13,16 +13,16 @@ class NotAnsweringError(Exception):
 
 
 class HealthProbe:
-    """Asks one local port. Use as a context manager."""
+    """Asks one address. Use as a context manager."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, address: str) -> None:
         """Dials lazily.
 
         Args:
-          port: Local port that leads to the service.
+          address: Leads to the service, as gRPC dials it.
         """
         self._channel = grpc.insecure_channel(
-            f"127.0.0.1:{port}",
+            address,
             options=[
                 # Its own connection, that ends with the channel
                 ("grpc.use_local_subchannel_pool", 1),

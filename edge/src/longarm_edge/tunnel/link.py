@@ -4,7 +4,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,7 +32,7 @@ class Link(Protocol):
         """Returns the bytes sent and received so far, encryption included; 0 where nobody can tell."""
 
     def close(self) -> None:
-        """Ends the connection and frees the local ports. A second close does nothing."""
+        """Ends the connection and what listens on this machine. A second close does nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Route:
 
     Attributes:
       settings: How to reach and to trust the SSH server.
-      ports: Local ports, in the order of settings.forwards.
+      forwards: Paths of Unix sockets, and the port of the far loopback that each is to lead to.
       host_keys: Decides about host keys.
       warn: Called with what a person should know and that stops nothing.
     """
 
     settings: SshSettings
-    ports: Sequence[int]
+    forwards: Mapping[str, int]
     host_keys: HostKeys
     warn: Callable[[str], None] = field(default=lambda _: None)
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from longarm_edge.tunnel.settings import SshSettings
+from longarm_wire.settings import environment_for_others
 
 START_TIMEOUT = 10.0
 
@@ -110,6 +111,7 @@ class LocalSshd:
         config.write_text(
             "\n".join(
                 [
+                    "MaxStartups 100",  # the one option of which the last line counts
                     *self.options,
                     f"Port {self.port}",
                     "ListenAddress 127.0.0.1",
@@ -122,7 +124,6 @@ class LocalSshd:
                     "KbdInteractiveAuthentication no",
                     "PermitRootLogin yes",
                     "PrintMotd no",
-                    "MaxStartups 100",
                     "SetEnv SHLVL=2",  # bash would run the user's .bashrc, which is no business of a test
                     "LogLevel VERBOSE",
                     "",
@@ -131,7 +132,11 @@ class LocalSshd:
         )
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603  # the arguments are ours
-                [self._program, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [self._program, "-D", "-e", "-f", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment_for_others(),
             )
         deadline = time.monotonic() + START_TIMEOUT
         while not self._listens():

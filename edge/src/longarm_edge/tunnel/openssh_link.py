@@ -1,8 +1,8 @@
 """The tunnel by the system's ssh, for what only it can do; the same settings, messages and host key policy.
 
 ssh -N as everybody uses it costs 44 ms a round trip for larger requests: sshd turns Nagle's algorithm off only once a
-command runs. So this one runs a command that waits. It also says when the connection is ready, and it ends, and ssh
-with it, when our pipe closes.
+command runs. So this one runs a command that waits. It also says when the connection is ready, gives back what it is
+sent as a sign of life, and ends, and ssh with it, when our pipe closes.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 
-from longarm_edge.tunnel import keys, tether
+from longarm_edge.tunnel import keys, refusals, sayings, tether
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
 from longarm_edge.tunnel.host_keys import HostKey, host_name
 from longarm_edge.tunnel.link import Route, dial, forward_refused, nothing_listens, tcp_traffic
@@ -27,38 +28,21 @@ from longarm_edge.tunnel.settings import SshSettings
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 READY = "LONGARM-TUNNEL-READY"
-REMOTE_COMMAND = f"echo {READY}; exec cat >/dev/null"
+REMOTE_COMMAND = f"echo {READY}; exec cat"
 # ssh's own failures; any other code is the remote command's
 SSH_FAILED = 255
+# ssh's own question about a file on this machine. Since 8.5 it puts (user@host) before what a server asks
+ASKS_PASSPHRASE = re.compile(r"Enter passphrase for key '.*': ")
 SESSION_REFUSED = re.compile(r"^channel \d+: open failed|request failed on channel")
 # Seconds to learn whether the account runs commands. A shell that takes longer to start, with conda in its profile say,
 # holds up nothing: the ports are forwarded by then
 SHELL_TIMEOUT = 2.0
+# Seconds between two looks whether the link lives
+WATCH_INTERVAL = 0.5
 # What ssh says in any case: not kept
 _NO_NEWS = ("debug1: ", "Transferred: ", "Bytes per second: ")
 _OPEN_FAILED = re.compile(r"^channel (\d+): open failed: ([a-z ]+)")
-_CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port (\d+) for ")
-
-# What ssh says, and what it means. The first that is found counts
-_SAYINGS = (
-    (r"Permission denied \(|Too many authentication failures|No more authentication methods", Cause.AUTHENTICATION),
-    (r"^channel \d+: open failed: administratively prohibited", Cause.FORWARD_REFUSED),
-    (r"^channel \d+: open failed", Cause.TCP),
-    (r"Could not resolve hostname", Cause.DNS),
-    (r"ssh: connect to (host|address) ", Cause.TCP),
-    (r"Address already in use|Could not request local forwarding|cannot listen to port", Cause.LOCAL_PORT),
-    (r"Bad configuration option|Bad owner or permissions|bad configuration|Unsupported option", Cause.CONFIGURATION),
-    (r"Unable to negotiate|kex_exchange_identification|banner exchange|timed out", Cause.HANDSHAKE),
-)
-_PERMANENT = (Cause.AUTHENTICATION, Cause.CONFIGURATION, Cause.FORWARD_REFUSED)
-_ADVICE = {
-    Cause.AUTHENTICATION: "Check LONGARM_EDGE_SSH__USER, __KEY_FILE and __PASSWORD_FILE.",
-    Cause.DNS: "Check LONGARM_EDGE_SSH__HOST and the network.",
-    Cause.TCP: "Check that the machine and its SSH server run, and the port (LONGARM_EDGE_SSH__PORT).",
-    Cause.CONFIGURATION: "Longarm needs OpenSSH 8.5 or newer; or set LONGARM_EDGE_SSH__BACKEND=paramiko.",
-    Cause.FORWARD_REFUSED: "The jump host has to allow it: AllowTcpForwarding and PermitOpen in its sshd_config.",
-    Cause.HANDSHAKE: "Check that an SSH server answers there.",
-}
+_CHANNEL_FREED = re.compile(r"^debug1: channel (\d+): free: direct-tcpip: listening port \S+ for \S+ port (\d+)")
 
 
 def connect(route: Route) -> "OpensshLink":
@@ -70,22 +54,28 @@ def connect(route: Route) -> "OpensshLink":
             "There is no ssh on this machine. Install openssh-client, or set LONGARM_EDGE_SSH__BACKEND=paramiko.",
         )
     keys.check(settings)
+    # ssh has one limit for silence during a login, which may be slow (PAM, a name server), and after it. So it is given
+    # the one for a login, and the link watches over itself
+    patience = 3 * settings.connect_timeout
+    started = time.monotonic()
     try:
-        return _connect(route, with_command=True)
+        return _connect(route, patience, with_command=True)
     except _NoShellError:
         route.warn(
             "The SSH server runs no commands for this account, so it keeps waiting to fill its packets: expect up to "
             "44 ms more per round trip. The paramiko backend may do better."
         )
-        return _connect(route, with_command=False)
+        # Without a command it may be up to ssh to notice silence: soon, and not sooner than this login takes
+        patience = max(settings.silence_timeout, 2 * (time.monotonic() - started))
+        return _connect(route, patience, with_command=False)
 
 
-def _connect(route: Route, *, with_command: bool) -> "OpensshLink":
+def _connect(route: Route, patience: float, *, with_command: bool) -> "OpensshLink":
     settings = route.settings
     call = _Call(route)
     with Questions({"host-key": call.host_key, "secret": call.secret, "dial": call.dial}) as questions:
         config = questions.directory / "config"
-        config.write_text(_config(settings, questions))
+        config.write_text(_config(settings, questions, patience))
         call.learn(_effective(config, settings))
         options = _options(route, config, call, questions)
         if with_command:
@@ -113,14 +103,14 @@ class _Call:
 
     def __init__(self, route: Route) -> None:
         self._route = route
-        self._target = ""
+        self._password_given = False
+        self.process_id: Future[int] = Future()
         self.direct = False
         self.logged_in = ""
         self.connection: socket.socket | None = None
 
     def learn(self, effective: dict[str, str]) -> None:
         """Takes in what ssh makes of its configuration."""
-        self._target = f"{effective.get('user', '')}@{effective.get('hostname', '')}"
         self.direct = all(effective.get(name, "none") == "none" for name in ("proxyjump", "proxycommand"))
         # A jump host's ssh says the like of itself
         how = "[" if self.direct else "via proxy"
@@ -138,13 +128,26 @@ class _Call:
             trusted = [key]
         return "".join(f"{name} {key.key_type} {key.body}\n" for key in trusted)
 
-    def secret(self, prompt: str) -> str | None:
-        """Returns the passphrase, or the password if it is the target that asks for it."""
-        if "passphrase" in prompt.lower():
+    def secret(self, asker: str, prompt: str) -> str | None:
+        """Returns the passphrase, or once the password.
+
+        A server may ask whatever it likes. What it has no say in is which process passes its question on: for a jump
+        host that is an ssh of its own, and the target's is the one that we started.
+
+        Raises:
+          PermanentTunnelError: The password has expired.
+        """
+        if ASKS_PASSPHRASE.fullmatch(prompt):
             return self._route.settings.read_passphrase() or None
-        if self._target in prompt:
-            return self._route.settings.read_password() or None
-        return None
+        if int(asker) != self.process_id.result():
+            return None
+        if self._password_given:
+            # Whoever asks once more wants something else, a new password say
+            if refusals.PASSWORD_EXPIRED.search(prompt):
+                raise refusals.password_expired(self._route.settings)
+            return None
+        self._password_given = True
+        return self._route.settings.read_password() or None
 
     def dial(self, host: str, port: str) -> socket.socket:
         """Returns a connection for ssh. Ours stays open beside it, to count bytes."""
@@ -166,9 +169,10 @@ class OpensshLink:
         self.ended = threading.Event()
         self.forward_error: TunnelError | None = None
         self._settings = route.settings
-        self._service_port = route.ports[0]
         self._call = call
         self._ready = False
+        self._silent = False
+        self._echo_count = 0
         self._failed: dict[str, str] = {}
         self._lines: deque[str] = deque(maxlen=20)
         self._heard = threading.Condition()
@@ -181,12 +185,19 @@ class OpensshLink:
             env=environment,
             start_new_session=True,
         )
+        call.process_id.set_result(self._process.pid)
         self._threads = [
             threading.Thread(target=target, name=f"ssh-{target.__name__.strip('_')}", daemon=True)
             for target in (self._read, self._wait)
         ]
         for thread in self._threads:
             thread.start()
+        os.set_blocking(self._stdin, False)
+
+    @property
+    def _stdin(self) -> int:
+        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
+        return self._process.stdin.fileno()
 
     def wait_ready(self, sign: str) -> None:
         """Returns once ssh has said sign.
@@ -204,8 +215,12 @@ class OpensshLink:
         self._wait_for(sign, SHELL_TIMEOUT)
         if not self.ended.is_set():
             self._ready = True
+            watch = threading.Thread(target=self._watch, name="ssh-watch", daemon=True)
+            watch.start()
+            self._threads.append(watch)
         elif self._process.poll() != SSH_FAILED or any(map(SESSION_REFUSED.search, self._lines_so_far())):
-            raise _NoShellError(Cause.CLOSED, "The account runs no commands.")
+            expired = any(map(refusals.PASSWORD_EXPIRED.search, self._lines_so_far()))
+            raise self.loss() if expired else _NoShellError(Cause.CLOSED, "The account runs no commands.")
         else:
             raise self.loss()
 
@@ -218,19 +233,13 @@ class OpensshLink:
     def loss(self) -> TunnelError:
         """Returns why the connection is gone."""
         lines = self._lines_so_far()
-        for line in lines:
-            if re.search(r"Timeout, server .* not responding", line):
-                return TunnelError(
-                    Cause.SILENT, f"The link gave no sign of life for {self._settings.silence_timeout:g} s."
-                )
+        if self._silent or any(re.search(r"Timeout, server .* not responding", line) for line in lines):
+            return TunnelError(Cause.SILENT, f"The link gave no sign of life for {self._settings.silence_timeout:g} s.")
         if self._ready:
             return TunnelError(Cause.CLOSED, f"The link was closed by the far side or the network ({self._last()}).")
-        for pattern, cause in _SAYINGS:
-            for line in lines:
-                if re.search(pattern, line):
-                    kind = PermanentTunnelError if cause in _PERMANENT else TunnelError
-                    return kind(cause, f"ssh says: {line.rstrip('.')}. {_ADVICE.get(cause, '')}".strip())
-        return TunnelError(Cause.HANDSHAKE, f"The connection ended during the login ({self._last()}).")
+        return sayings.meaning(lines, self._settings, direct=self._call.direct) or TunnelError(
+            Cause.HANDSHAKE, f"The connection ended during the login ({self._last()})."
+        )
 
     def traffic(self) -> tuple[int, int]:
         """Returns the bytes sent and received so far, encryption included; 0 through jump hosts."""
@@ -239,14 +248,36 @@ class OpensshLink:
     def close(self) -> None:
         """Ends ssh and what it started."""
         self.ended.set()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill()
         for thread in self._threads:
             thread.join()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
         self._call.hang_up()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _watch(self) -> None:
+        """Has the far side give a sign of life, and ends a connection that gives none for too long.
+
+        Whatever comes in is one: on a slow uplink the echo waits behind a large request. Where nothing can be seen to
+        come in, through a jump host to an account whose command gives no echo, it is left to ssh.
+        """
+        signs = 0, 0
+        seen_at: float | None = None
+        while not self.ended.wait(WATCH_INTERVAL):
+            with contextlib.suppress(OSError):
+                os.write(self._stdin, b"\n")
+            now = time.monotonic()
+            if (found := (self._echo_count, self.traffic()[1])) != signs:
+                signs, seen_at = found, now
+            elif seen_at is not None and now - seen_at > self._settings.silence_timeout:
+                self._silent = True
+                self._kill()
+                break
 
     def _said(self, what: str) -> bool:
         return any(what in line for line in self._lines_so_far())
@@ -263,7 +294,8 @@ class OpensshLink:
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").strip()
             self._take_note(line)
-            if not line or line.startswith(_NO_NEWS):
+            self._echo_count += not line
+            if not line or (line.startswith(_NO_NEWS) and not refusals.TURNED_AWAY.search(line)):
                 continue
             with self._heard:
                 self._lines.append(line)
@@ -273,13 +305,13 @@ class OpensshLink:
         """Notices forwards that fail. ssh first says which channel and why, and in another line whose it was."""
         if failed := _OPEN_FAILED.search(line):
             self._failed[failed[1]] = failed[2]
-        elif (freed := _CHANNEL_FREED.search(line)) and int(freed[2]) == self._service_port:
-            port = self._settings.service_port
-            match self._failed.pop(freed[1], ""):
-                case "administratively prohibited":
-                    self.forward_error = forward_refused(port)
-                case "connect failed":
-                    self.forward_error = nothing_listens(port)
+        elif freed := _CHANNEL_FREED.search(line):
+            # The number is free for another channel, whosever this one was
+            reason, port = self._failed.pop(freed[1], ""), int(freed[2])
+            if port == self._settings.service_port and reason == "administratively prohibited":
+                self.forward_error = forward_refused(port)
+            elif port == self._settings.service_port and reason == "connect failed":
+                self.forward_error = nothing_listens(port)
 
     def _wait(self) -> None:
         self._process.wait()
@@ -290,12 +322,18 @@ class OpensshLink:
             self._heard.notify_all()
 
 
-def _config(settings: SshSettings, questions: Questions) -> str:
-    """Returns a configuration for every host on the way. What comes first wins, so the user's own comes last."""
+def _config(settings: SshSettings, questions: Questions, patience: float) -> str:
+    """Returns a configuration for every host on the way. What comes first wins, so the user's own comes last.
+
+    Args:
+      settings: Where to and how.
+      questions: Answers what ssh asks.
+      patience: Seconds of silence, in the login and after it, that ssh may take for an end.
+    """
     files = [file for file in (settings.config_file, SYSTEM_CONFIG) if file is not None and file.is_file()]
     secrets = settings.read_password() or settings.read_passphrase()
     # ssh counts seconds: one of silence before the first question, one for each without an answer
-    count = max(1, round(settings.silence_timeout) - 1)
+    count = max(1, round(patience) - 1)
     return "\n".join(
         [
             f"KnownHostsCommand {questions.command('host-key')} %I %n %k %p %H %t %K",
@@ -324,6 +362,8 @@ def _config(settings: SshSettings, questions: Questions) -> str:
             "LogLevel DEBUG1",  # below it, ssh does not say which forward it was that failed
             *([] if settings.agent else ["IdentityAgent none"]),
             *(f'Include "{file}"' for file in files),
+            # The password is given once: rather to who takes just that than to who may ask for anything
+            "PreferredAuthentications gssapi-with-mic,hostbased,publickey,password,keyboard-interactive",
             "",
         ]
     )
@@ -335,8 +375,10 @@ def _options(route: Route, config: Path, call: _Call, questions: Questions) -> l
     options = ["-F", str(config), "-T", "-o", "ExitOnForwardFailure=yes", "-o", "RemoteCommand=none"]
     if call.direct:
         options += ["-o", f"ProxyCommand={questions.command('dial')} %h %p", "-o", "ProxyUseFdpass=yes"]
-    for local, far in zip(route.ports, settings.forwards, strict=True):
-        options += ["-L", f"127.0.0.1:{local}:127.0.0.1:{far}"]
+    # A socket that a killed ssh left behind is in nobody's way
+    options += ["-o", "StreamLocalBindUnlink=yes"]
+    for path, port in route.forwards.items():
+        options += ["-L", f"{path}:127.0.0.1:{port}"]
     return options + _target(settings)
 
 
@@ -363,9 +405,7 @@ def _effective(config: Path, settings: SshSettings) -> dict[str, str]:
         timeout=settings.connect_timeout,
     )
     if found.returncode:
-        raise PermanentTunnelError(
-            Cause.CONFIGURATION, f"ssh says: {found.stderr.strip()}. {_ADVICE[Cause.CONFIGURATION]}"
-        )
+        raise PermanentTunnelError(Cause.CONFIGURATION, f"ssh says: {found.stderr.strip()}. {sayings.CONFIGURE}")
     return dict(line.split(" ", 1) for line in found.stdout.splitlines() if " " in line)
 
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import paramiko  # type: ignore[import-untyped]
 import sshtunnel  # type: ignore[import-untyped]
 
-from longarm_edge.tunnel import keys, ssh_config
+from longarm_edge.tunnel import keys, refusals, ssh_config
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
 from longarm_edge.tunnel.host_keys import HostKey
 from longarm_edge.tunnel.link import Route, dial, forward_refused, nothing_listens, tcp_traffic
@@ -25,6 +26,8 @@ from longarm_edge.tunnel.settings import SshSettings
 from longarm_edge.tunnel.ssh_config import Hop
 
 logger = logging.getLogger(__name__)
+# What goes wrong comes up as an exception; paramiko would log its traceback as well
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 # The largest payload that fits one of paramiko's packets
 READ_BYTES = 32704
@@ -96,7 +99,7 @@ class ParamikoLink:
         """Begins to forward, and takes over what is to be closed with the link.
 
         Raises:
-          TunnelError: A local port is taken.
+          TunnelError: There is no place to listen.
         """
         self._forwarder.begin()
         for thread in self._threads:
@@ -115,7 +118,7 @@ class ParamikoLink:
         return tcp_traffic(self._connection)
 
     def close(self) -> None:
-        """Ends the connection and frees the local ports."""
+        """Ends the connection and stops listening."""
         self.ended.set()
         self._transport.close()
         self._forwarder.end()
@@ -127,9 +130,19 @@ class ParamikoLink:
         if port != self._settings.service_port:
             return
         if isinstance(error, paramiko.ChannelException) and error.code == ADMINISTRATIVELY_PROHIBITED:
-            self.forward_error = forward_refused(port)
+            expired = self._is_password_expired()
+            self.forward_error = refusals.password_expired(self._settings) if expired else forward_refused(port)
         else:
             self.forward_error = nothing_listens(port)
+
+    def _is_password_expired(self) -> bool:
+        """Returns whether nothing is allowed but to change the password: sshd says so to who runs a command."""
+        with suppress(paramiko.SSHException, OSError, EOFError), self._transport.open_session() as channel:
+            channel.settimeout(self._settings.connect_timeout)
+            channel.exec_command("true")
+            said = channel.makefile_stderr().read(READ_BYTES)
+            return bool(refusals.PASSWORD_EXPIRED.search(said.decode(errors="replace")))
+        return False
 
     def _make_far_side_prompt(self) -> None:
         """Runs a command that does nothing: only then does sshd turn Nagle's algorithm off on its side.
@@ -173,12 +186,19 @@ class ParamikoLink:
 
 
 class _Transport(paramiko.Transport):  # type: ignore[misc]
-    """Remembers what the far side said when it left."""
+    """Remembers what the far side said before its version and when it left."""
 
     _preferred_ciphers = CIPHERS + tuple(
         cipher for cipher in paramiko.Transport._preferred_ciphers if cipher not in CIPHERS and "cbc" not in cipher
     )
+    greeting = ""
     goodbye = ""
+
+    def _log(self, level: int, message: Any, *arguments: object) -> None:
+        # Nobody else is told
+        if isinstance(message, str) and message.startswith("Banner: ") and not self.greeting:
+            self.greeting = message.removeprefix("Banner: ")
+        super()._log(level, message, *arguments)
 
     def _parse_disconnect(self, message: paramiko.Message) -> None:
         message.get_int()
@@ -200,28 +220,29 @@ class _Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]
             "127.0.0.1",  # connected already: nothing below is dialled
             ssh_config_file=None,
             logger=logger,
-            local_bind_addresses=[("127.0.0.1", port) for port in route.ports],
-            remote_bind_addresses=[("127.0.0.1", port) for port in route.settings.forwards],
+            local_bind_addresses=list(route.forwards),
+            remote_bind_addresses=[("127.0.0.1", port) for port in route.forwards.values()],
         )
 
     def begin(self) -> None:
-        """Listens on the local ports."""
+        """Listens."""
+        for path in self._local_binds:
+            Path(path).unlink(missing_ok=True)  # what a killed process left behind
         try:
             self.start()
         except sshtunnel.BaseSSHTunnelForwarderError as error:
-            raise self._port_taken() from error
+            raise self._no_socket() from error
         if len(self._server_list) != len(self._local_binds):
             self.end()
-            raise self._port_taken()
+            raise self._no_socket()
 
     def end(self) -> None:
-        """Frees the local ports."""
+        """Stops listening."""
         if self._server_list:
             self.stop(force=True)
 
-    def _port_taken(self) -> TunnelError:
-        ports = " or ".join(str(port) for _, port in self._local_binds)
-        return TunnelError(Cause.LOCAL_PORT, f"The local port {ports} is taken by another program.")
+    def _no_socket(self) -> TunnelError:
+        return TunnelError(Cause.LOCAL_PORT, f"Expected to listen at {' and '.join(self._local_binds)}, and could not.")
 
     @staticmethod
     def _consolidate_auth(*_: object, **__: object) -> tuple[None, list[object]]:
@@ -242,9 +263,6 @@ class _Handler(sshtunnel._ForwardHandler):  # type: ignore[misc]
     """One forwarded connection: a thread for each direction, so that neither waits for the other."""
 
     on_failure: Callable[[int, BaseException | None], None]
-
-    def setup(self) -> None:
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:
         try:
@@ -299,9 +317,21 @@ def _check_host_key(transport: _Transport, hop: Hop, route: Route, *, pinned: bo
     try:
         transport.start_client(timeout=route.settings.connect_timeout)
         key = transport.get_remote_server_key()  # raises if the time is over and there is none
-    except (paramiko.SSHException, OSError, EOFError) as error:
+    except paramiko.IncompatiblePeer as error:
         transport.close()
-        said = str(error) or "the connection was closed"
+        raise PermanentTunnelError(
+            Cause.HANDSHAKE,
+            f"{hop.known_as} and paramiko have no algorithm in common ({error}). Set "
+            "LONGARM_EDGE_SSH__BACKEND=openssh, whose ssh may know more of them, or bring the SSH server up to date.",
+        ) from error
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        silent = transport.is_active() or isinstance(error.__context__, TimeoutError)
+        transport.close()
+        if refusals.TURNED_AWAY.search(transport.greeting):
+            raise refusals.turned_away(hop.known_as, transport.greeting) from error
+        if not (silent or transport.greeting or transport.remote_version):
+            raise refusals.hung_up(hop.known_as) from error
+        said = transport.greeting or str(error) or "the connection was closed"
         raise TunnelError(
             Cause.HANDSHAKE,
             f"{hop.known_as} does not complete the SSH handshake ({said}). Check that an SSH server answers there.",
@@ -341,10 +371,30 @@ def _log_in(transport: _Transport, hop: Hop, settings: SshSettings, *, with_pass
                 if attempt(f"{key.get_name()} key {key.fingerprint}", partial(transport.auth_publickey, hop.user, key)):
                     return
     password = settings.read_password() if with_password else ""
-    takes_password = not {"password", "keyboard-interactive"}.isdisjoint(allowed)
-    if password and takes_password and attempt("the password", partial(transport.auth_password, hop.user, password)):
+    conversation = _Conversation(password)
+    if "password" in allowed:
+        give = partial(transport.auth_password, hop.user, password, fallback=False)
+    else:
+        give = partial(transport.auth_interactive, hop.user, conversation.answer)
+    takes_password = not refusals.BY_PASSWORD.isdisjoint(allowed)
+    if password and takes_password and attempt("the password", give):
         return
-    raise _refusal(hop, refused, allowed)
+    if any(map(refusals.PASSWORD_EXPIRED.search, conversation.heard)):
+        raise refusals.password_expired(settings)
+    advice = refusals.login_advice(allowed, password=bool(password), tried=bool(refused), jump=not with_password)
+    raise _refusal(hop, refused, allowed, advice)
+
+
+class _Conversation:
+    """Answers what a server asks: once, with the password. Whoever asks on wants something else, a new password say."""
+
+    def __init__(self, password: str) -> None:
+        self.heard: list[str] = []
+        self._answers = iter([password])
+
+    def answer(self, title: str, instructions: str, questions: list[tuple[str, bool]]) -> list[str]:
+        self.heard += [title, instructions, *(question for question, _ in questions)]
+        return [next(self._answers, "") for _ in questions]
 
 
 def _broken_off(transport: _Transport, refused: list[str]) -> TunnelError:
@@ -360,13 +410,12 @@ def _broken_off(transport: _Transport, refused: list[str]) -> TunnelError:
     )
 
 
-def _refusal(hop: Hop, refused: list[str], allowed: list[str]) -> PermanentTunnelError:
+def _refusal(hop: Hop, refused: list[str], allowed: list[str], advice: str) -> PermanentTunnelError:
     """Returns the error for a login that was refused."""
-    tried = ", ".join(refused) or "nothing, as there was no key and no password to offer"
     return PermanentTunnelError(
         Cause.AUTHENTICATION,
-        f"{hop.known_as} refuses the login of {hop.user}. Tried: {tried}. The server takes: "
-        f"{', '.join(allowed) or 'unknown'}. Check LONGARM_EDGE_SSH__USER, __KEY_FILE and __PASSWORD_FILE.",
+        f"{hop.known_as} refuses the login of {hop.user}. Tried: {', '.join(refused) or 'nothing'}. The server takes: "
+        f"{', '.join(allowed) or 'unknown'}. {advice}",
     )
 
 

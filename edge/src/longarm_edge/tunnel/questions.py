@@ -17,6 +17,7 @@ from typing import Self
 
 from longarm_edge.tunnel import ask
 from longarm_edge.tunnel.errors import TunnelError
+from longarm_edge.tunnel.near_end import place_for_sockets
 
 # Answers with text or a connection. None, or a TunnelError, refuses
 Answer = Callable[..., str | socket.socket | None]
@@ -36,7 +37,7 @@ class Questions:
         Args:
           answers: From the name of a question to what answers it, called with the question's arguments.
         """
-        self._temporary = tempfile.TemporaryDirectory(prefix="longarm-ssh-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="longarm-ssh-", dir=place_for_sockets())
         self.directory = Path(self._temporary.name)
         self.error: TunnelError | None = None
         self._answers = answers
@@ -50,9 +51,9 @@ class Questions:
         return shlex.join(words).replace("'", '"')
 
     def program(self, question: str) -> Path:
-        """Returns a program that asks, for where ssh takes no command with arguments."""
+        """Returns a program that asks, for where ssh takes no command; which process runs it comes first."""
         file = self.directory / question
-        file.write_text(f'#!/bin/sh\nexec {self.command(question)} "$@"\n')
+        file.write_text(f'#!/bin/sh\nexec {self.command(question)} "$PPID" "$@"\n')
         file.chmod(0o700)
         return file
 

@@ -53,7 +53,7 @@ class SshSettings(BaseModel):
     """Private key, the only one to offer. Unset: those of the agent and of the SSH configuration file, else
     ~/.ssh/id_ed25519, id_ecdsa and id_rsa."""
     passphrase: SecretStr = SecretStr("")
-    """Passphrase of the private key."""
+    """Passphrase of the private key. Goes to no server."""
     passphrase_file: Path | None = None
     """File whose first line is the passphrase."""
     password: SecretStr = SecretStr("")
@@ -78,9 +78,11 @@ class SshSettings(BaseModel):
     metrics_port: FarPort = 9100
     """Port of the service's metrics on the far machine's loopback."""
     local_port: Port = 0
-    """Local port that leads to the service. 0: a free one."""
+    """Local port that leads to the service, for other programs than the edge; every user of this machine reaches it. 0:
+    none."""
     local_metrics_port: Port = 0
-    """Local port that leads to the service's metrics. 0: a free one."""
+    """Local port that leads to the service's metrics, for Prometheus; every user of this machine reaches it. 0:
+    none."""
     silence_timeout: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 3.0
     """Seconds without a sign of life after which a connection counts as dead and is made anew."""
     connect_timeout: Seconds = 15.0
@@ -94,7 +96,11 @@ class SshSettings(BaseModel):
     def _check_host(cls, value: str) -> str:
         if "@" in value:
             raise ValueError("Expected a host alone; the user has a setting of its own, ssh.user")
-        if value.startswith("-") or any(character.isspace() for character in value):
+        if re.fullmatch(r"([^:]+|\[.*\]):\d*", value):
+            raise ValueError("Expected a host alone; the port has a setting of its own, ssh.port")
+        if found := re.fullmatch(r"\[([0-9A-Fa-f:.]+(%\w+)?)\]", value):
+            value = found[1]  # an IPv6 address as URLs have it
+        if value.startswith("-") or any(character.isspace() or character in "/[]" for character in value):
             raise ValueError("Expected a host name, an address or an alias")
         return value
 

@@ -1,14 +1,12 @@
-"""The tunnel as the edge sees it: a process of its own, kept alive, whose local ports never change."""
+"""The tunnel as the edge sees it: a process of its own, kept alive, whose near end never changes."""
 
 import contextlib
 import logging
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -18,9 +16,10 @@ from longarm_edge.backoff import Backoff
 from longarm_edge.repeats import Repeats
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
 from longarm_edge.tunnel.events import EVENT, Event, HostKeyQuestion, Order, State, StateChanged, Warned
-from longarm_edge.tunnel.ports import ReservedPort
+from longarm_edge.tunnel.near_end import NearEnd, socket_path
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_wire import exit_codes
+from longarm_wire.settings import environment_for_others
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +34,14 @@ class Tunnel:
     """An SSH tunnel to the policy service and to its metrics. Use as a context manager, and open it.
 
     Attributes:
-      address: Local host:port that leads to the service. The same for the life of the tunnel.
-      metrics_address: Local host:port that leads to the service's metrics.
+      address: Leads to the service, as gRPC dials it: a Unix socket that only this user reaches. The same for the life
+        of the tunnel.
+      leads_to: Where address leads to, for a person.
+      metrics_address: Local host:port that leads to the service's metrics; empty if there is to be none.
     """
 
     def __init__(self, settings: SshSettings, *, ask: Ask | None = None, observers: tuple[Observer, ...] = ()) -> None:
-        """Takes the local ports. Nothing is sent before open.
+        """Takes the near end. Nothing is sent before open.
 
         Args:
           settings: Where to and how.
@@ -49,26 +50,20 @@ class Tunnel:
           observers: Called with every event, on the tunnel's own thread; they must not block.
 
         Raises:
-          PermanentTunnelError: A local port is taken.
+          PermanentTunnelError: A local port is taken, or there is no place for a socket.
         """
         self._settings = settings
         self._ask = ask
         self._observers = observers
-        with ExitStack() as stack:
-            service, metrics = (
-                stack.enter_context(ReservedPort(port, f"LONGARM_EDGE_SSH__{name}"))
-                for name, port in (
-                    ("LOCAL_PORT", settings.local_port),
-                    ("LOCAL_METRICS_PORT", settings.local_metrics_port),
-                )
-            )
-            self._ports = (service.number, metrics.number)
-            self._reserved = stack.pop_all()
-        self.address, self.metrics_address = (f"127.0.0.1:{port}" for port in self._ports)
+        self._near_end = NearEnd(settings)
+        self.address = f"unix:{socket_path(self._near_end.directory, settings.service_port)}"
+        self.leads_to = f"port {settings.service_port} of {settings.host}"
+        self.metrics_address = f"127.0.0.1:{settings.local_metrics_port}" if settings.local_metrics_port else ""
         self._changed = threading.Condition()
         self._status = StateChanged(state=State.CLOSED)
         self._question: HostKeyQuestion | None = None
         self._opening = False
+        self._was_up = False
         self._closing = threading.Event()
         self._repeats = Repeats()
         self._process: subprocess.Popen[str] | None = None
@@ -127,7 +122,7 @@ class Tunnel:
         self._opening = False
 
     def close(self) -> None:
-        """Ends the tunnel and gives its ports back. A second close does nothing."""
+        """Ends the tunnel and gives its near end back. A second close does nothing."""
         self._closing.set()
         with self._changed:
             self._tell_end()
@@ -137,7 +132,7 @@ class Tunnel:
                 if self._process is not None:
                     self._process.kill()
             self._thread.join()
-        self._reserved.close()
+        self._near_end.close()
         if self.state not in (State.CLOSED, State.FAILED):
             self._handle(StateChanged(state=State.CLOSED))
 
@@ -173,28 +168,38 @@ class Tunnel:
     def _keep_running(self) -> None:
         backoff = Backoff(cap=self._settings.reconnect_cap)
         while not self._closing.is_set():
-            code = self._run_process(backoff)
+            try:
+                ended = f"ended with exit code {self._run_process(backoff)}"
+            except OSError as error:  # too many processes or files, say
+                ended = f"could not be run: {error.strerror}"
             if self._closing.is_set() or self.failure:
                 break
             self._handle(
                 StateChanged(
                     state=State.DOWN,
                     cause=Cause.PROCESS,
-                    message=f"The tunnel's process ended with exit code {code}. It is started again.",
+                    message=f"The tunnel's process {ended}. It is started again.",
                 )
             )
             self._closing.wait(backoff.next())
 
     def _run_process(self, backoff: Backoff) -> int:
         """Runs one process to its end and returns its exit code."""
-        order = Order(settings=self._settings.to_json(), ports=self._ports, interactive=self._ask is not None)
+        order = Order(
+            settings=self._settings.to_json(),
+            directory=self._near_end.directory,
+            ports=self._near_end.ports,
+            interactive=self._ask is not None,
+            was_up=self._was_up,
+        )
         # -P: the working directory is no place to import from. Secrets are no business of its environment either
         with subprocess.Popen(
             [sys.executable, "-P", "-m", "longarm_edge.tunnel"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={name: value for name, value in os.environ.items() if not name.upper().startswith("LONGARM_")},
+            env=environment_for_others(),
+            pass_fds=tuple(self._near_end.ports),
             start_new_session=True,  # the terminal's signals are for us to pass on
         ) as process:
             with self._changed:
@@ -210,6 +215,7 @@ class Tunnel:
                     except ValidationError:
                         continue  # the last words of a process that was killed
                     if isinstance(event, StateChanged) and event.state is State.UP:
+                        self._was_up = True
                         backoff.reset()
                     self._handle(event)
                 return process.wait(END_TIMEOUT)

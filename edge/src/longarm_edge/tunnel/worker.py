@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from longarm_edge.tunnel.events import Event, HostKeyQuestion, Order, Probed, St
 from longarm_edge.tunnel.health import HealthProbe, NotAnsweringError
 from longarm_edge.tunnel.host_keys import HostKeys
 from longarm_edge.tunnel.link import Connect, Link, Route
+from longarm_edge.tunnel.near_end import lead, remove, socket_path
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_edge.tunnel.tether import tie
 from longarm_wire import exit_codes
@@ -27,6 +29,11 @@ from longarm_wire import exit_codes
 PROBE_INTERVAL = 1.0
 # While the service does not answer: it should be noticed soon once it does
 WAITING_PROBE_INTERVAL = 0.25
+# What only a person may decide, at any time
+FOR_A_PERSON = (Cause.HOST_KEY_UNKNOWN, Cause.HOST_KEY_CHANGED)
+# Pauses after a refusal by what let us in before, in seconds: servers lock out who is refused often
+REFUSED_PAUSE = 1.0
+REFUSED_CAP = 10.0
 # Seconds for each way to end, the orderly one first
 GRACE = 1.0
 
@@ -49,16 +56,24 @@ class Worker:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._link: Link | None = None
+        self._was_up = order.was_up
+        cap = self._settings.reconnect_cap
+        self._losses = Backoff(cap=cap)
+        self._refusals = Backoff(first=REFUSED_PAUSE, cap=max(REFUSED_CAP, cap))
+        paths = {port: socket_path(order.directory, port) for port in self._settings.forwards}
+        self._address = f"unix:{paths[self._settings.service_port]}"
+        self._ports = [(socket.socket(fileno=number), paths[far]) for number, far in order.ports.items()]
         self._route = Route(
             settings=self._settings,
-            ports=order.ports,
+            forwards={path: port for port, path in paths.items()},
             host_keys=HostKeys(self._settings, self._ask if order.interactive else None),
             warn=lambda message: self._say(Warned(message=message)),
         )
 
     def run(self) -> int:
         """Returns an exit code once it is stopped or can never work."""
-        backoff = Backoff(cap=self._settings.reconnect_cap)
+        for listener, path in self._ports:
+            lead(listener, path)
         while not self._stopping.is_set():
             self._state(State.CONNECTING)
             try:
@@ -66,14 +81,15 @@ class Worker:
                     self._link = link
                     if self._stopping.is_set():
                         break
-                    self._watch(link, backoff)
-            except PermanentTunnelError as error:
-                self._state(State.FAILED, error)
-                return exit_codes.CANNOT_START
+                    self._watch(link)
             except TunnelError as error:
+                refused = isinstance(error, PermanentTunnelError)
+                if refused and (error.cause in FOR_A_PERSON or not self._was_up):
+                    self._state(State.FAILED, error)
+                    return exit_codes.CANNOT_START
                 if not self._stopping.is_set():
                     self._state(State.DOWN, error)
-                    self._stopping.wait(backoff.next())
+                    self._stopping.wait((self._refusals if refused else self._losses).next())
         return exit_codes.DONE
 
     def stop(self) -> None:
@@ -83,12 +99,12 @@ class Worker:
         if self._link is not None:
             self._link.ended.set()
 
-    def _watch(self, link: Link, backoff: Backoff) -> None:
+    def _watch(self, link: Link) -> None:
         """Asks the service for its health until the link is gone, and raises why."""
         reported: StateChanged | None = None
         traffic = (0, 0)
         interval = 0.0
-        with HealthProbe(self._route.ports[0]) as probe:
+        with HealthProbe(self._address) as probe:
             while not link.ended.wait(interval):
                 try:
                     # A little longer than a dead link takes to be found out: that is the better explanation
@@ -103,7 +119,9 @@ class Worker:
                     )
                     interval = WAITING_PROBE_INTERVAL
                 else:
-                    backoff.reset()
+                    self._was_up = True
+                    self._losses.reset()
+                    self._refusals.reset()
                     link.forward_error = None
                     current = StateChanged(state=State.UP)
                     interval = PROBE_INTERVAL
@@ -162,7 +180,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _leave)
     tie(parent, signal.SIGTERM)
     threading.Thread(target=_listen, args=(worker,), name="orders", daemon=True).start()
-    return worker.run()
+    try:
+        return worker.run()
+    finally:
+        if os.getppid() != parent:  # it was killed, and cannot do it any more
+            remove(order.directory)
 
 
 def _listen(worker: Worker) -> None:

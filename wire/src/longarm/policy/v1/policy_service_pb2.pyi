@@ -146,7 +146,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[_Union[ProgressStage, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SessionDescription(_message.Message):
-    __slots__ = ("session_id", "fingerprint", "action_names", "state_names", "cameras", "chunk_size", "supports_rtc", "max_request_bytes", "idle_timeout", "model_action_dim")
+    __slots__ = ("session_id", "fingerprint", "action_names", "state_names", "cameras", "chunk_size", "supports_rtc", "max_request_bytes", "idle_timeout", "model_action_dim", "reply_secret")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ACTION_NAMES_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,7 @@ class SessionDescription(_message.Message):
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     MODEL_ACTION_DIM_FIELD_NUMBER: _ClassVar[int]
+    REPLY_SECRET_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     fingerprint: PolicyFingerprint
     action_names: _containers.RepeatedScalarFieldContainer[str]
@@ -167,7 +168,8 @@ class SessionDescription(_message.Message):
     max_request_bytes: int
     idle_timeout: _duration_pb2.Duration
     model_action_dim: int
-    def __init__(self, session_id: _Optional[str] = ..., fingerprint: _Optional[_Union[PolicyFingerprint, _Mapping]] = ..., action_names: _Optional[_Iterable[str]] = ..., state_names: _Optional[_Iterable[str]] = ..., cameras: _Optional[_Iterable[_Union[CameraSpec, _Mapping]]] = ..., chunk_size: _Optional[int] = ..., supports_rtc: _Optional[bool] = ..., max_request_bytes: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_action_dim: _Optional[int] = ...) -> None: ...
+    reply_secret: bytes
+    def __init__(self, session_id: _Optional[str] = ..., fingerprint: _Optional[_Union[PolicyFingerprint, _Mapping]] = ..., action_names: _Optional[_Iterable[str]] = ..., state_names: _Optional[_Iterable[str]] = ..., cameras: _Optional[_Iterable[_Union[CameraSpec, _Mapping]]] = ..., chunk_size: _Optional[int] = ..., supports_rtc: _Optional[bool] = ..., max_request_bytes: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_action_dim: _Optional[int] = ..., reply_secret: _Optional[bytes] = ...) -> None: ...
 
 class PolicyFingerprint(_message.Message):
     __slots__ = ("policy_type", "pretrained_name_or_path", "revision", "digest")
@@ -228,7 +230,7 @@ class RtcPrefix(_message.Message):
     def __init__(self, delay_tick_count: _Optional[int] = ..., step_count: _Optional[int] = ..., model_actions: _Optional[bytes] = ..., robot_actions: _Optional[bytes] = ...) -> None: ...
 
 class PredictChunkResponse(_message.Message):
-    __slots__ = ("sequence", "episode", "tick", "step_count", "actions", "model_actions", "durations")
+    __slots__ = ("sequence", "episode", "tick", "step_count", "actions", "model_actions", "durations", "reply_secret")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPISODE_FIELD_NUMBER: _ClassVar[int]
     TICK_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +238,7 @@ class PredictChunkResponse(_message.Message):
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     MODEL_ACTIONS_FIELD_NUMBER: _ClassVar[int]
     DURATIONS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_SECRET_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     episode: int
     tick: int
@@ -243,7 +246,8 @@ class PredictChunkResponse(_message.Message):
     actions: bytes
     model_actions: bytes
     durations: ServerDurations
-    def __init__(self, sequence: _Optional[int] = ..., episode: _Optional[int] = ..., tick: _Optional[int] = ..., step_count: _Optional[int] = ..., actions: _Optional[bytes] = ..., model_actions: _Optional[bytes] = ..., durations: _Optional[_Union[ServerDurations, _Mapping]] = ...) -> None: ...
+    reply_secret: bytes
+    def __init__(self, sequence: _Optional[int] = ..., episode: _Optional[int] = ..., tick: _Optional[int] = ..., step_count: _Optional[int] = ..., actions: _Optional[bytes] = ..., model_actions: _Optional[bytes] = ..., durations: _Optional[_Union[ServerDurations, _Mapping]] = ..., reply_secret: _Optional[bytes] = ...) -> None: ...
 
 class ServerDurations(_message.Message):
     __slots__ = ("queue_duration", "decode_duration", "preprocess_duration", "predict_duration", "postprocess_duration", "total_duration")

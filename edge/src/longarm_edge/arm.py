@@ -1,0 +1,139 @@
+"""The robot between connecting and letting go, with what the stop rule needs to know."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from longarm_edge import pose_file
+from longarm_edge.actions import measured_pose
+from longarm_edge.aside import aside, looked_after
+from longarm_edge.control import ControlLoop
+from longarm_edge.motion import Motion
+from longarm_edge.robot import Robot
+from longarm_edge.schedule import Clock
+from longarm_edge.stop import Interrupted, Leaving, Signals
+
+logger = logging.getLogger(__name__)
+
+# A call to the robot that was under way when the run ended gets this long to return, in seconds
+CALL_SECONDS = 2.0
+# A robot that answers no call for this long while it is left hangs, in seconds. Cameras take some to disconnect
+HANG_SECONDS = 10.0
+
+
+class Arm:
+    """Connects, and leaves the arm by rule. Its robot's calls run beside the main thread.
+
+    Attributes:
+      loop: Drives it, once it does.
+      problem: What was not as the rule wants it when the arm was left; None if it was left by rule.
+    """
+
+    def __init__(self, robot: Robot, motion: Motion, fps: float, clock: Clock, signals: Signals) -> None:
+        """Prepares to connect to robot and to leave it as motion says, on the way back at fps."""
+        self._robot = robot
+        self._motion = motion
+        self._fps = fps
+        self._clock = clock
+        self._signals = signals
+        self._pose_file = motion.safety.pose_file
+        self._start_pose: np.ndarray | None = None
+        self._answered_at = 0.0
+        self.loop: ControlLoop | None = None
+        self.problem: str | None = None
+
+    def connect(self) -> np.ndarray:
+        """Connects, and returns where the arm stands as a command: shape (action_dim), NaN where it is not known.
+
+        Raises:
+          ConnectionError: The robot does not answer.
+          ConfigurationError: The pose cannot be kept.
+          Interrupted: A signal came meanwhile.
+        """
+        pose = looked_after(aside(self._connect, "connect"), self._signals.check)
+        self._start_pose = pose
+        if self._pose_file is not None:
+            self._start_pose = self._inherited(pose, self._pose_file)
+            pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
+        return pose
+
+    def leave(self) -> None:
+        """Leaves the arm by rule, as far as it answers. A third signal gives up on it."""
+        signals = self._signals
+        # Being torn out of a hang means hurry; a further signal does as well
+        hurry = signals.count > 1
+        before = signals.count
+        signals.patience = before + 2
+        if self.loop is not None:
+            self.loop.cancel()
+
+        def look() -> None:
+            signals.check()
+            if self._clock.now() - self._answered_at > HANG_SECONDS:
+                raise TimeoutError(f"the robot has not answered for {HANG_SECONDS:g} s")
+
+        self._progress()
+        leaving = aside(lambda: self._leave(lambda: hurry or signals.count > before), "leave")
+        try:
+            self.problem = looked_after(leaving, look)
+        except (TimeoutError, Interrupted) as error:
+            why = f"interrupted by {error}" if isinstance(error, Interrupted) else str(error)
+            self.problem = (
+                f"The arm was not left as wanted (on_stop={self._motion.safety.on_stop}): {why}. Its motors go on with "
+                "the last command that reached them"
+                + (
+                    ": what drives goes on driving."
+                    if self._motion.kinds.is_velocity.any()
+                    else ", if they have power."
+                )
+            )
+        # What went wrong is left for `longarm-edge leave` to mend
+        if self.problem is None and self._pose_file is not None:
+            pose_file.forget(self._pose_file)
+        # The arm is out of our hands: from here on there is only what was recorded to put away
+        signals.patience = sys.maxsize
+
+    def _connect(self) -> np.ndarray:
+        self._robot.connect()
+        return measured_pose(self._robot, self._motion.kinds)
+
+    def _inherited(self, pose: np.ndarray, path: Path) -> np.ndarray:
+        """Returns where the way back leads: after a run that was killed, where that one's led."""
+        if not pose_file.is_kept(path):
+            return pose
+        try:
+            start = pose_file.read(path, self._robot.spec.action_names)
+        except (OSError, ValueError) as error:
+            logger.warning("the last run was killed, and where it started cannot be read: %s", error)
+            return pose
+        logger.warning(
+            "the last run was killed and its arm not left by rule: the way back (on_stop=rest) leads to where that run "
+            "started. Where that is wrong, stop, remove %s (safety.pose_file), and start again.",
+            path,
+        )
+        return np.where(np.isnan(start), pose, start)
+
+    def _leave(self, at_once: Callable[[], bool]) -> str | None:
+        if not self._robot.take_over(CALL_SECONDS):
+            logger.warning("a call to the robot hangs: trying to leave the arm all the same")
+        start, last = self._start_pose, None
+        if self.loop is not None and self.loop.first_command is not None:
+            last = self.loop.last_command
+            # A joint that nobody measures started where it was first sent
+            start = np.where(np.isnan(start), self.loop.first_command, start) if start is not None else None
+        return Leaving(
+            robot=self._robot,
+            motion=self._motion,
+            start_pose=start,
+            last_command=last,
+            fps=self._fps,
+            clock=self._clock,
+            at_once=at_once,
+            progress=self._progress,
+        )()
+
+    def _progress(self) -> None:
+        self._answered_at = self._clock.now()

@@ -1,0 +1,111 @@
+"""The torque of a LeRobot robot, which may be composed of several arms."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lerobot.robots import Robot as LeRobot
+
+from longarm_edge.actions import ActionKinds
+from longarm_edge.robot import Torque
+
+logger = logging.getLogger(__name__)
+
+_FLAG = "disable_torque_on_disconnect"
+# Robots of LeRobot's whose drivers have no setting, by what they do in disconnect (read in lerobot 0.6.1)
+_BY_NAME = {
+    "lekiwi_client": Torque.KEPT,  # closes its sockets; the host on the robot keeps the motors
+    "unitree_g1": Torque.LOST,  # sends zero torque
+}
+
+
+class ArmsTorque:
+    """What becomes of the torque of every arm of a robot.
+
+    LeRobot has a flag for it, disable_torque_on_disconnect, in the configuration of each arm. A robot that is made of
+    arms has the arms as attributes, with configurations of their own.
+    """
+
+    def __init__(self, robot: LeRobot) -> None:
+        """Finds robot's arms and what their configurations say."""
+        self.arms = tuple(part for part in composed_of(robot) if not _parts(part))
+        configs: list[Any] = [getattr(arm, "config", None) for arm in self.arms]
+        self._configured = [(c, c.disable_torque_on_disconnect) for c in configs if hasattr(c, _FLAG)]
+        self.at_disconnect = _common({_of(arm) for arm in self.arms if _has_joints(arm)})
+
+    def choose(self, torque: bool | None) -> None:
+        """Decides for the next disconnect: whether the motors keep their torque, None for what was configured."""
+        for config, configured in self._configured:
+            config.disable_torque_on_disconnect = configured if torque is None else not torque
+
+    def motors_answer(self) -> bool:
+        """Returns whether a bus of any arm is open."""
+        return any(getattr(getattr(arm, "bus", None), "is_connected", False) for arm in self.arms)
+
+    def disconnect_motors(self) -> bool:
+        """Lets go of every arm's motors past LeRobot's own disconnect. Returns whether that worked for all of them."""
+        done = [_disconnect_motors(arm) for arm in self.arms]  # of every one, also after one that failed
+        return all(done)
+
+
+def composed_of(robot: LeRobot) -> list[LeRobot]:
+    """Returns robot and the robots that it is made of, and those that they are made of."""
+    return [robot, *(deeper for part in _parts(robot) for deeper in composed_of(part))]
+
+
+@contextmanager
+def unconfigured(robot: LeRobot) -> Iterator[None]:
+    """Keeps LeRobot, which configures motors as it connects to them, from doing so."""
+    parts = composed_of(robot)
+    for part in parts:
+        part.configure = lambda: None
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.configure
+
+
+def _parts(robot: LeRobot) -> list[LeRobot]:
+    return [part for value in vars(robot).values() for part in _flat(value) if isinstance(part, LeRobot)]
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _of(arm: LeRobot) -> Torque:
+    if hasattr(getattr(arm, "config", None), _FLAG):
+        return Torque.CHOSEN
+    return _BY_NAME.get(arm.name, Torque.UNKNOWN)
+
+
+def _has_joints(arm: LeRobot) -> bool:
+    return not ActionKinds.from_names(tuple(arm.action_features), ()).is_velocity.all()
+
+
+def _common(kinds: set[Torque]) -> Torque:
+    """Returns what holds for all of kinds."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    # Arms that can be told may be told what the others do
+    others = kinds - {Torque.CHOSEN}
+    return next(iter(others)) if len(others) == 1 else Torque.UNKNOWN if others else Torque.KEPT
+
+
+def _disconnect_motors(arm: LeRobot) -> bool:
+    """Disconnects the bus of one arm. Returns whether it is disconnected then."""
+    bus: Any = getattr(arm, "bus", None)
+    if bus is None or not hasattr(bus, "is_connected"):
+        return False
+    try:
+        if bus.is_connected:
+            if hasattr(arm, "stop_base"):
+                arm.stop_base()
+            bus.disconnect(getattr(arm.config, _FLAG, False))
+    except Exception:
+        logger.exception("the motors of %s could not be let go of", arm)
+    return not bus.is_connected

@@ -1,0 +1,99 @@
+"""Cameras taken apart from the motors: a camera that hangs must not stop an arm.
+
+LeRobot's get_observation reads motors and cameras in one call. Longarm reads the cameras beforehand, while commands go
+on, and hands their frames out when get_observation asks for them. A robot whose cameras are no LeRobot cameras is read
+as it is.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lerobot.robots import Robot as LeRobot
+
+from longarm_edge.lerobot_arms import composed_of
+
+logger = logging.getLogger(__name__)
+
+_READS = frozenset({"read", "async_read", "read_latest", "read_depth", "async_read_depth", "read_latest_depth"})
+
+
+class ApartCamera:
+    """A camera in LeRobot's place of it. What it is asked for once is what capture asks it for from then on.
+
+    For its robot it stays connected until it is disconnected: a robot with a dead camera can still be moved and let go
+    of. Its reads fail, and say why.
+    """
+
+    def __init__(self, camera: Any) -> None:
+        """Stands in for camera."""
+        self._camera = camera
+        self._connected = False
+        self._serving = False
+        self._asked: list[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]] = []
+        self._held: dict[Any, Any] = {}
+
+    def capture(self) -> None:
+        """Reads what the robot usually asks for. Raises as the camera does."""
+        self._held = {asked: getattr(self._camera, asked[0])(*asked[1], **dict(asked[2])) for asked in self._asked}
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it was connected and not disconnected since."""
+        return self._connected or bool(self._camera.is_connected)
+
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        """Connects it."""
+        self._camera.connect(*args, **kwargs)
+        self._connected = True
+
+    def disconnect(self) -> None:
+        """Disconnects it. A camera that fails in that keeps nobody from letting go of the motors."""
+        self._connected = False
+        try:
+            self._camera.disconnect()
+        except Exception as error:  # noqa: BLE001  # whatever a camera raises
+            logger.warning("a camera could not be disconnected: %s", error)
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns whatever else the camera has."""
+        value = getattr(self._camera, name)
+        if name not in _READS:
+            return value
+
+        def read(*args: Any, **kwargs: Any) -> Any:
+            if not self._serving:
+                return value(*args, **kwargs)
+            asked = (name, args, tuple(sorted(kwargs.items())))
+            if asked not in self._asked:
+                self._asked.append(asked)
+            return self._held[asked] if asked in self._held else value(*args, **kwargs)
+
+        return read
+
+
+def take_apart(robot: LeRobot) -> list[ApartCamera]:
+    """Puts an ApartCamera in place of every camera of robot and of the robots it is made of, and returns them."""
+    apart: dict[int, ApartCamera] = {}
+    for part in composed_of(robot):
+        cameras = getattr(part, "cameras", None)
+        if not isinstance(cameras, dict):
+            continue
+        for name, camera in cameras.items():
+            if hasattr(camera, "read_latest") or hasattr(camera, "async_read"):
+                cameras[name] = apart.setdefault(id(camera), ApartCamera(camera))
+    return list(apart.values())
+
+
+@contextmanager
+def serving(cameras: Sequence[ApartCamera]) -> Iterator[None]:
+    """Has cameras answer with what they captured. For one observation at a time."""
+    for camera in cameras:
+        camera._serving = True  # of this module
+    try:
+        yield
+    finally:
+        for camera in cameras:
+            camera._serving = False
+            camera._held = {}

@@ -1,0 +1,168 @@
+"""What a run does about an arm that fails or hangs while it is connected, driven and left."""
+
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from longarm_edge.run import Run
+from longarm_edge.settings import SafetySettings
+from longarm_wire import exit_codes
+from tests.e2e.conftest import until
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_way_back_that_fails_holds_and_says_so(edge, arm) -> None:
+    """LeRobot's default took the torque off, in the air, and the run ended with 0."""
+    e = edge(duration=0, safety=SafetySettings(on_stop="rest", rest_seconds=2))
+
+    def fail(run: Run) -> None:
+        until(lambda: len(arm.commands) > 20, "streaming")
+        interrupt()
+        there = len(arm.commands)
+        until(lambda: len(arm.commands) > there + 5, "on the way back")
+        arm.write_faults = [ConnectionError("Incorrect status packet!")]
+
+    result = e.go(fail)
+    assert result.exit_code == exit_codes.FAILED
+    assert result.reason.startswith("stopped by SIGINT. The arm was not left as wanted (on_stop=rest)")
+    assert "Incorrect status packet!" in result.reason
+    assert arm.torque
+
+
+def test_the_way_back_keeps_to_max_step(edge, arm) -> None:
+    e = edge(duration=1.5, safety=SafetySettings(on_stop="rest", rest_seconds=2, max_step=1.0))
+    assert e.go().exit_code == exit_codes.DONE
+    pans = [command[0] for _, command in arm.commands]
+    assert max(abs(after - before) for before, after in itertools.pairwise(pans)) <= 1.0
+    assert pans[-1] == pytest.approx(0)
+
+
+def test_after_a_killed_run_the_way_back_leads_to_where_that_one_began(edge, arm, tmp_path, caplog) -> None:
+    """Its arm is anywhere: the pose in which it is found is no pose to rest in."""
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps({"pan.pos": -5.0, "lift.pos": 0.0, "gripper.pos": 0.0}))
+    e = edge(duration=1.0, safety=SafetySettings(on_stop="rest", rest_seconds=2, pose_file=path))
+    kept: list[dict[str, float]] = []
+    e.go(lambda _: until(lambda: bool(arm.commands), "moving") or kept.append(json.loads(path.read_text())))
+    assert kept[0]["pan.pos"] == -5
+    assert arm.pose["pan.pos"] == pytest.approx(-5)
+    assert "the last run was killed" in caplog.text
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"elbow": 1}'])
+def test_a_pose_of_a_killed_run_that_makes_no_sense_is_told_and_passed_over(
+    edge, arm, tmp_path, caplog, content: str
+) -> None:
+    path = tmp_path / "pose.json"
+    path.write_text(content)
+    assert edge(duration=0.5, safety=SafetySettings(pose_file=path)).go().exit_code == exit_codes.DONE
+    assert "cannot be read" in caplog.text
+
+
+class Hang:
+    """A call that does not return until told."""
+
+    def __init__(self, call) -> None:
+        self.call, self.entered, self.go_on = call, threading.Event(), threading.Event()
+
+    def __call__(self, *args: object) -> object:
+        self.entered.set()
+        self.go_on.wait(30)
+        return self.call(*args)
+
+
+@pytest.fixture
+def hang(arm, monkeypatch):
+    """Returns a function that makes a method of the arm hang from now on."""
+    for patience in ("arm.HANG_SECONDS", "arm.CALL_SECONDS", "run.CALL_SECONDS", "planner.HANG_SECONDS"):
+        monkeypatch.setattr(f"longarm_edge.{patience}", 0.5)
+    hanging: list[Hang] = []
+
+    def make(name: str) -> Hang:
+        hanging.append(Hang(getattr(arm, name)))
+        monkeypatch.setattr(arm, name, hanging[-1])
+        return hanging[-1]
+
+    yield make
+    for one in hanging:
+        one.go_on.set()
+
+
+@pytest.mark.parametrize("method", ["connect", "get_observation"])
+def test_ctrl_c_ends_a_run_whose_robot_hangs_at_the_start(edge, arm, hang, method: str) -> None:
+    hanging = hang(method)
+    e = edge(duration=0)
+
+    def meanwhile(_: Run) -> None:
+        assert hanging.entered.wait(10)
+        interrupt()
+
+    started = time.monotonic()
+    result = e.go(meanwhile)
+    assert time.monotonic() - started < 15
+    assert result.exit_code in (exit_codes.INTERRUPTED, exit_codes.FAILED)
+    assert result.reason.startswith("interrupted by SIGINT")
+    assert arm.commands == []
+
+
+@pytest.mark.parametrize("method", ["get_observation", "send_action"])
+@pytest.mark.parametrize("thread_safe", [False, True])
+def test_one_ctrl_c_ends_a_run_whose_robot_hangs(edge, arm, hang, monkeypatch, method: str, thread_safe: bool) -> None:
+    """It took six, or never ended: whoever waited for the hung call could not be waited for."""
+    monkeypatch.setattr(type(arm), "is_thread_safe", thread_safe, raising=False)
+    e = edge(duration=0)
+
+    def meanwhile(run: Run) -> None:
+        until(lambda: len(arm.commands) > 10, "streaming")
+        assert hang(method).entered.wait(10)
+        until(lambda: run._healthz() == (False, "stalled"), "noticed")
+        interrupt()
+
+    started = time.monotonic()
+    result = e.go(meanwhile)
+    assert time.monotonic() - started < 15
+    assert arm.torque, "hold was applied, past the call that hangs"
+    assert not arm.is_connected
+    stuck = method == "send_action" or not thread_safe
+    assert result.exit_code == (exit_codes.FAILED if stuck else exit_codes.DONE)
+    assert ("a call to the robot did not return" in result.reason) is stuck
+
+
+def test_a_command_that_hung_does_not_reach_the_motors_after_the_end(edge, arm, hang) -> None:
+    e = edge(duration=0)
+    hung: list[Hang] = []
+
+    def meanwhile(run: Run) -> None:
+        until(lambda: len(arm.commands) > 10, "streaming")
+        hung.append(hang("get_observation"))
+        assert hung[0].entered.wait(10)
+        until(lambda: run._healthz() == (False, "stalled"), "noticed")
+        interrupt()
+
+    e.go(meanwhile)
+    before = len(arm.commands)
+    hung[0].go_on.set()
+    time.sleep(0.3)
+    assert len(arm.commands) == before
+
+
+def test_a_robot_that_hangs_for_good_ends_the_run_as_what_it_is(edge, arm, hang) -> None:
+    """Nobody is there to press Ctrl-C: a supervisor has to see it, and the service is not to blame."""
+    e = edge(duration=0, safety=SafetySettings(max_offline=1.0))
+
+    def meanwhile(_: Run) -> None:
+        until(lambda: len(arm.commands) > 10, "streaming")
+        hang("send_action")
+
+    result = e.go(meanwhile)
+    assert result.exit_code == exit_codes.FAILED
+    assert "A call to the robot has not returned for max_offline=1 s" in result.reason

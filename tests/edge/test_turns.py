@@ -1,0 +1,63 @@
+"""Turns on the motors' bus, and the end of waiting for a call that hangs."""
+
+import threading
+
+import pytest
+
+from longarm_edge.turns import Turns
+
+
+def test_one_call_at_a_time() -> None:
+    turns, inside = Turns(several=False), threading.Event()
+    with turns.take():
+        other = threading.Thread(target=lambda: [inside.set() for _ in [turns.take().__enter__()]])
+        other.start()
+        assert not inside.wait(0.1)
+    assert inside.wait(5)
+    other.join(5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_who_takes_over_passes_a_call_that_hangs_and_those_behind_it_never_pass(several: bool) -> None:
+    """A command that was waiting must not reach the motors after the arm was left."""
+    turns, let_go, entered = Turns(several=several), threading.Event(), threading.Event()
+    passed: list[str] = []
+
+    def hang() -> None:
+        with turns.take():
+            entered.set()
+            let_go.wait(5)
+
+    def command() -> None:
+        try:
+            with turns.take():
+                passed.append("command")
+        except ConnectionError:
+            passed.append("refused")
+
+    hanging = threading.Thread(target=hang)
+    hanging.start()
+    assert entered.wait(5)
+    waiting = threading.Thread(target=command)
+    if not several:
+        waiting.start()
+    assert turns.take_over(0.1) is several
+    with turns.take():
+        passed.append("stop")
+    let_go.set()
+    hanging.join(5)
+    if not several:
+        waiting.join(5)
+    assert passed == ["stop"] + ["refused"] * (not several)
+
+
+def test_a_call_that_returns_in_time_is_waited_for() -> None:
+    turns = Turns(several=False)
+    call = turns.take()
+    call.__enter__()
+    timer = threading.Timer(0.1, lambda: call.__exit__(None, None, None))
+    timer.start()
+    assert turns.take_over(5)
+    timer.join()
+    with turns.take():
+        pass
