@@ -289,6 +289,9 @@ class Run:
                     f"A call to the robot has not returned for max_offline={self.settings.safety.max_offline:g} s. "
                     "Check its power, its bus and its cable."
                 )
+            # The loop sees this too, unless it never came to its first tick
+            if failure := self.link.failure(now):
+                raise RunFailedError(failure)
 
         return looked_after(aside(drive, "control"), look)
 
