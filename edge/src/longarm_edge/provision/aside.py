@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from longarm_edge.aside import aside, settle
+
 # Seconds that interrupted work has to end. What cannot be cut short, such as dialling, is left behind
 GRACE = 3.0
 
@@ -62,7 +64,7 @@ class Aside:
                 finally:
                     self._asking = False
 
-            self._inbox.put(lambda: _settle(answer, ask))
+            self._inbox.put(lambda: settle(answer, ask))
             return answer.result()
 
         return call
@@ -113,20 +115,8 @@ def run_aside[T](work: Callable[[Aside], T]) -> T:
     Raises:
       KeyboardInterrupt: Somebody pressed Ctrl-C. The work has ended, or is left to itself after GRACE seconds.
     """
-    aside = Aside()
-    result: Future[T] = Future()
-
-    def run() -> None:
-        _settle(result, lambda: work(aside))
-        aside.look_up()
-
-    threading.Thread(target=run, name="aside", daemon=True).start()
-    aside.wait_for(result)
+    waiting = Aside()
+    result = aside(lambda: work(waiting), "bring-up")
+    result.add_done_callback(lambda _: waiting.look_up())
+    waiting.wait_for(result)
     return result.result()
-
-
-def _settle[T](future: "Future[T]", function: Callable[[], T]) -> None:
-    try:
-        future.set_result(function())
-    except BaseException as error:  # noqa: BLE001  # whoever asks for the result gets it
-        future.set_exception(error)
