@@ -66,6 +66,7 @@ class Arm:
         # Being torn out of a hang means hurry; a further signal does as well
         hurry = signals.count > 1
         before = signals.count
+        given_up = False
         signals.patience = before + 2
         if self.loop is not None:
             self.loop.cancel()
@@ -76,10 +77,12 @@ class Arm:
                 raise TimeoutError(f"the robot has not answered for {HANG_SECONDS:g} s")
 
         self._progress()
-        leaving = aside(lambda: self._leave(lambda: hurry or signals.count > before), "leave")
+        # Nor may a robot that answers after all set out on the way back when nobody waits for it any more
+        leaving = aside(lambda: self._leave(lambda: hurry or given_up or signals.count > before), "leave")
         try:
             self.problem = looked_after(leaving, look)
         except (TimeoutError, Interrupted) as error:
+            given_up = True
             why = f"interrupted by {error}" if isinstance(error, Interrupted) else str(error)
             self.problem = (
                 f"The arm was not left as wanted (on_stop={self._motion.safety.on_stop}): {why}. Its motors go on with "
