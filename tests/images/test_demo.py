@@ -57,7 +57,7 @@ class Demo:
         # The way to rest shows in the log; and a busy machine may take its time to start a service again
         settings = {
             "LONGARM_EDGE_SAFETY__ON_STOP": "rest",
-            "LONGARM_EDGE_SAFETY__REST_SECONDS": "1",
+            "LONGARM_EDGE_SAFETY__REST_SECONDS": "2",
             "LONGARM_EDGE_SAFETY__MAX_OFFLINE": "240",
         }
         own = folder / "own.yaml"
