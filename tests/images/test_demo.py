@@ -177,7 +177,7 @@ def test_docker_stop_leaves_the_arm_by_rule(demo: Demo) -> None:
     assert time.monotonic() - began < 75  # stop_grace_period; beyond it Docker would have killed it
     assert demo.inspect("edge", "{{.State.ExitCode}}") == str(exit_codes.DONE)
     log = demo.compose("logs", "edge")
-    assert "moving to the start pose in 1.0 s" in log
+    assert "moving to the start pose in 2.0 s" in log
     assert "stopped by SIGTERM" in log
 
 
