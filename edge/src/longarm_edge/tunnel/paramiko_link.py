@@ -202,7 +202,13 @@ class _Transport(paramiko.Transport):  # type: ignore[misc]
 
     def _parse_disconnect(self, message: paramiko.Message) -> None:
         message.get_int()
-        self.goodbye = message.get_text()
+        self.goodbye = message.get_string().decode(errors="replace")
+
+    def get_exception(self) -> Exception | None:
+        """Returns why it ended. paramiko trusts what it is sent to be text: where it is not, anything may come up."""
+        error: Exception | None = super().get_exception()
+        foreseen = error is None or isinstance(error, paramiko.SSHException | OSError | EOFError)
+        return error if foreseen else paramiko.SSHException(f"paramiko does not understand what it is sent: {error}")
 
 
 class _Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]
@@ -331,7 +337,7 @@ def _check_host_key(transport: _Transport, hop: Hop, route: Route, *, pinned: bo
             raise refusals.turned_away(hop.known_as, transport.greeting) from error
         if not (silent or transport.greeting or transport.remote_version):
             raise refusals.hung_up(hop.known_as) from error
-        said = transport.greeting or str(error) or "the connection was closed"
+        said = transport.greeting or transport.goodbye or str(error) or "the connection was closed"
         raise TunnelError(
             Cause.HANDSHAKE,
             f"{hop.known_as} does not complete the SSH handshake ({said}). Check that an SSH server answers there.",
