@@ -140,10 +140,11 @@ def place_for_sockets() -> str:
 
 
 def _private_directory() -> str:
-    place = place_for_sockets()
+    place = "the directory for temporary files"
     try:
+        place = place_for_sockets()
         return tempfile.mkdtemp(prefix="longarm-", dir=place)
-    except OSError as error:
+    except OSError as error:  # also if there is no such directory at all
         raise PermanentTunnelError(
             Cause.CONFIGURATION,
             f"Expected to make a directory for the tunnel's sockets in {place}: {error.strerror}. Set TMPDIR to a "
