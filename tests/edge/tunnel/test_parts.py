@@ -8,6 +8,7 @@ import socket
 import stat
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from longarm_edge.tunnel.keys import load
 from longarm_edge.tunnel.link import Link, Route
 from longarm_edge.tunnel.local_sshd import make_key
 from longarm_edge.tunnel.metrics import TunnelMetrics
-from longarm_edge.tunnel.near_end import NearEnd, socket_path
+from longarm_edge.tunnel.near_end import NearEnd, lead, socket_path
 from longarm_edge.tunnel.worker import Worker
 
 QUESTION = HostKeyQuestion(host="[gpu]:1", key_type="ssh-ed25519", fingerprint="SHA256:abc", known_hosts_file="known")
@@ -91,6 +92,31 @@ def test_a_machine_that_is_out_of_something_says_what_and_the_tunnel_goes_on(tmp
     assert worker.run() == 0
     (down,) = [event for event in map(EVENT.validate_json, said.getvalue().splitlines()) if event.state is State.DOWN]
     assert "No space left on device (/tmp/config)" in down.message
+
+
+def test_a_port_outlives_a_lack_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    lacking = threading.Event()
+
+    def start_if_there_is_room(thread: threading.Thread) -> None:
+        if lacking.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+    path = str(tmp_path / "far")
+    with socket.create_server(("127.0.0.1", 0)) as port, socket.socket(socket.AF_UNIX) as far:
+        far.bind(path)
+        far.listen()
+        lead(port, path)
+        lacking.set()
+        with socket.create_connection(port.getsockname()) as refused:
+            refused.settimeout(10)
+            assert refused.recv(1) == b""
+        lacking.clear()
+        with socket.create_connection(port.getsockname()):
+            far.settimeout(10)
+            far.accept()[0].close()
 
 
 def test_pauses_double_up_to_the_cap() -> None:

@@ -91,13 +91,19 @@ def lead(listener: socket.socket, path: str) -> None:
             except OSError:  # given up meanwhile, or too many files are open
                 room.release()
                 time.sleep(0.1)
-            else:
+                continue
+            try:
                 threading.Thread(target=carry, args=(near,), name="carry", daemon=True).start()
+            except RuntimeError:  # too many threads run
+                near.close()
+                room.release()
 
     def carry(near: socket.socket) -> None:
-        with near, suppress(OSError):
-            _carry(near, path)
-        room.release()
+        try:
+            with near, suppress(OSError, RuntimeError):
+                _carry(near, path)
+        finally:
+            room.release()
 
     threading.Thread(target=accept, name="lead", daemon=True).start()
 
