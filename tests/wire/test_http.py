@@ -1,5 +1,6 @@
 """The HTTP endpoint, by real requests."""
 
+import contextlib
 import http.client
 import logging
 import socket
@@ -11,7 +12,7 @@ import urllib.request
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from longarm_wire.http import HttpEndpoint, not_listening
+from longarm_wire.http import MAX_CONNECTIONS, HttpEndpoint, not_listening
 
 
 def get(port: int, path: str, **headers: str) -> tuple[int, str, str]:
@@ -127,6 +128,16 @@ def test_close_without_start() -> None:
 def test_a_client_that_says_nothing_blocks_nobody() -> None:
     with endpoint(healthz=(True, "alive")) as server, socket.create_connection(("127.0.0.1", server.port)):
         assert get(server.port, "/healthz")[0] == 200
+
+
+def test_clients_that_hold_connections_do_not_use_the_process_up() -> None:
+    """Any user of the machine can: gRPC aborted an edge that was out of files, and its arm was not left by rule."""
+    threads = threading.active_count()
+    with endpoint(healthz=(True, "alive")) as server, contextlib.ExitStack() as held:
+        for _ in range(2 * MAX_CONNECTIONS):
+            held.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(b"GET /")
+        assert get(server.port, "/healthz")[0] == 200
+        assert threading.active_count() - threads <= MAX_CONNECTIONS + 1, "one for each, and the server's own"
 
 
 def test_a_client_that_hangs_up_is_no_news(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

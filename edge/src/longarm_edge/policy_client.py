@@ -11,6 +11,7 @@ from typing import Self
 
 import grpc
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceStub
@@ -244,9 +245,10 @@ class PolicyClient:
                 f"What answers at {self.name} is not the service that opened the session: its reply lacks the "
                 "session's secret. See who listens there.",
             )
-        if response.sequence != self._sequence:
+        asked, answered = ((r.sequence, r.episode, r.tick) for r in (request, response))
+        if answered != asked:
             raise WireError(
-                Reason.INVALID_REQUEST, f"Expected the reply to request {self._sequence}, found {response.sequence}"
+                Reason.INVALID_REQUEST, f"Expected the reply to sequence, episode and tick {asked}, found {answered}"
             )
         return _reply(request, response, session), encoded - started, returned - encoded
 
@@ -345,6 +347,8 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: 
             f"Expected cameras of the robot and a positive chunk size but the service asks for "
             f"{sorted(unknown)} and chunks of {description.chunk_size}",
         )
+    if misfits := [f"{c.name} {c.width}x{c.height}" for c in description.cameras if not images.fits(c.height, c.width)]:
+        raise WireError(Reason.SPEC_MISMATCH, f"The service asks for frames that cannot be sent: {', '.join(misfits)}")
     if rtc is not None and (not description.supports_rtc or description.model_action_dim < 1):
         raise WireError(
             Reason.RTC_UNSUPPORTED,
@@ -364,26 +368,31 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: 
 
 def _reply(request: pb.PredictChunkRequest, response: pb.PredictChunkResponse, session: Session) -> Reply:
     model_actions = None
+    durations = response.durations
     try:
         actions = tensors.unpack(response.actions, (response.step_count, session.action_dim))
         if session.model_action_dim:
             model_actions = tensors.unpack(response.model_actions, (response.step_count, session.model_action_dim))
-    except tensors.TensorError as error:
+        server_seconds = {stage: _seconds(getattr(durations, f"{stage}_duration")) for stage in SERVER_STAGES}
+        server_total_seconds = _seconds(durations.total_duration)
+    except (tensors.TensorError, OverflowError) as error:
         raise WireError(Reason.POLICY_RETURNED_INVALID, str(error)) from error
-    durations = response.durations
     return Reply(
         sequence=response.sequence,
         episode=response.episode,
         tick=response.tick,
         actions=actions,
         model_actions=model_actions,
-        server_seconds={
-            stage: getattr(durations, f"{stage}_duration").ToTimedelta().total_seconds() for stage in SERVER_STAGES
-        },
-        server_total_seconds=durations.total_duration.ToTimedelta().total_seconds(),
+        server_seconds=server_seconds,
+        server_total_seconds=server_total_seconds,
         sent_bytes=request.ByteSize(),
         received_bytes=response.ByteSize(),
     )
+
+
+def _seconds(duration: Duration) -> float:
+    """Returns a duration in seconds. Raises OverflowError if it is none."""
+    return duration.ToTimedelta().total_seconds()
 
 
 def _translated(error: grpc.RpcError, name: str, timeout: float) -> UnreachableError | WireError:

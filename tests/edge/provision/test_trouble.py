@@ -169,3 +169,16 @@ def test_a_full_disk_can_be_taken_down(operator: Operator, mount_there: MountThe
     fill_up(disk)
     assert operator.manage("down") == 0
     assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def test_a_home_directory_with_longarm_in_it_is_not_longarms(operator: Operator, account: Account, far: SshFar) -> None:
+    """`down` with the home directory where ~/.longarm is: what marks a directory as Longarm's has the same name."""
+    operator.settings = operator.settings.model_copy(update={"directory": str(account.home)})
+    far.run(scripts.MAKE_DIRECTORY, {"directory": f"{account.home}/.longarm"})
+    for act in (operator.up, lambda: operator.manage("down")):
+        with pytest.raises(ConfigurationError, match=f"{account.home} "):
+            act()
+    # Where nothing else would have stopped it
+    far.run(scripts.REMOVE, {"directory": str(account.home), "unit_name": "none"})
+    assert (account.home / ".longarm" / "run").is_dir()
+    far.run("rm -r ~/.longarm")

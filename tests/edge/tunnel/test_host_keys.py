@@ -96,3 +96,13 @@ def test_a_key_that_cannot_be_remembered_is_not_trusted(tmp_path: Path) -> None:
 def test_names_are_those_of_known_hosts() -> None:
     assert host_name("gpu", 22) == "gpu"
     assert host_name("gpu", 20567) == "[gpu]:20567"
+
+
+@pytest.mark.parametrize("body", [KEY.body[:-1], "not*base64="])
+def test_a_line_that_is_cut_off_or_mistyped_is_passed_over(tmp_path: Path, body: str) -> None:
+    """As by ssh. It once ended the tunnel's process again and again."""
+    broken = line(NAME, HostKey(KEY.key_type, body))
+    keys(tmp_path, broken, line(NAME)).check(NAME, KEY, pinned=True)
+    with pytest.raises(PermanentTunnelError) as caught:
+        keys(tmp_path, broken).check(NAME, KEY, pinned=True)
+    assert caught.value.cause is Cause.HOST_KEY_UNKNOWN

@@ -1,11 +1,14 @@
 """Smaller parts of the tunnel: its near end, pauses, metrics, the key kinds and the question at the terminal."""
 
+import errno
 import io
+import os
 import re
 import socket
 import stat
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,13 @@ from longarm_edge.tunnel import (
     StateChanged,
     ask_on_terminal,
 )
+from longarm_edge.tunnel.events import EVENT, Order
 from longarm_edge.tunnel.keys import load
+from longarm_edge.tunnel.link import Link, Route
 from longarm_edge.tunnel.local_sshd import make_key
 from longarm_edge.tunnel.metrics import TunnelMetrics
-from longarm_edge.tunnel.near_end import NearEnd, socket_path
+from longarm_edge.tunnel.near_end import NearEnd, lead, socket_path
+from longarm_edge.tunnel.worker import Worker
 
 QUESTION = HostKeyQuestion(host="[gpu]:1", key_type="ssh-ed25519", fingerprint="SHA256:abc", known_hosts_file="known")
 
@@ -58,6 +64,59 @@ def test_no_place_for_a_socket_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(PermanentTunnelError, match="TMPDIR"):
         NearEnd(SshSettings(host="gpu"))
+
+
+def test_no_temporary_directory_at_all_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container whose file systems are all for reading."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(PermanentTunnelError, match=r"No usable temporary directory.*TMPDIR"):
+        NearEnd(SshSettings(host="gpu"))
+
+
+def test_a_machine_that_is_out_of_something_says_what_and_the_tunnel_goes_on(tmp_path: Path) -> None:
+    """Another user who fills /tmp, say: ssh's configuration is written there."""
+    said = io.StringIO()
+
+    def connect(_: Route) -> Link:
+        if State.DOWN in said.getvalue():
+            worker.stop()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/config")
+
+    settings = SshSettings(host="gpu").to_json()
+    order = Order(settings=settings, directory=str(tmp_path), ports={}, interactive=False, was_up=False)
+    worker = Worker(order, connect, said)
+    assert worker.run() == 0
+    (down,) = [event for event in map(EVENT.validate_json, said.getvalue().splitlines()) if event.state is State.DOWN]
+    assert "No space left on device (/tmp/config)" in down.message
+
+
+def test_a_port_outlives_a_lack_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    lacking = threading.Event()
+
+    def start_if_there_is_room(thread: threading.Thread) -> None:
+        if lacking.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+    path = str(tmp_path / "far")
+    with socket.create_server(("127.0.0.1", 0)) as port, socket.socket(socket.AF_UNIX) as far:
+        far.bind(path)
+        far.listen()
+        lead(port, path)
+        lacking.set()
+        with socket.create_connection(port.getsockname()) as refused:
+            refused.settimeout(10)
+            assert refused.recv(1) == b""
+        lacking.clear()
+        with socket.create_connection(port.getsockname()):
+            far.settimeout(10)
+            far.accept()[0].close()
 
 
 def test_pauses_double_up_to_the_cap() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,3 +127,20 @@ def test_a_server_of_another_kind(lab) -> None:
 
     with answering(answer) as port:
         stumbles(lab, lab.settings(lab.sshd(), port=port), Cause.HANDSHAKE, "SSH server")
+
+
+@pytest.mark.parametrize("payload", [b"\x01\0\0\0\x02\0\0\0\x05" + "Gäst\x1b".encode("latin1"), b"\x14" + b"\xff" * 40])
+def test_a_server_that_does_not_speak_text(lab, payload: bytes) -> None:
+    """A goodbye in its own language, and an offer of algorithms that is none: no reason to fall over."""
+
+    def answer(connection: socket.socket, _: int) -> None:
+        padding = 8 - (len(payload) + 5) % 8 + 8
+        packet = struct.pack(">IB", len(payload) + padding + 1, padding) + payload + bytes(padding)
+        connection.sendall(b"SSH-2.0-other\r\n" + packet)
+        while connection.recv(4096):
+            pass
+
+    with answering(answer) as port:
+        settings = lab.settings(lab.sshd(), port=port)
+        stumbles(lab, settings, Cause.HANDSHAKE, "SSH handshake|ended during the login")
+    assert not any("\x1b" in getattr(event, "message", "") for event in lab.events)

@@ -295,6 +295,26 @@ def test_fifty_reconnects_pile_nothing_up(lab) -> None:
     assert tunnel_processes() == started
 
 
+def test_connections_that_end_in_the_middle_cost_nobody_the_link(lab) -> None:
+    """Any user of this machine can make them at a port that was asked for, and gRPC does when it loses patience."""
+    tunnel = lab.up(lab.settings(lab.sshd(), local_port=(port := free_port())))
+    until = time.monotonic() + 4
+
+    def talk_nonsense() -> None:
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+                for _ in range(200):
+                    connection.sendall(bytes(3000))
+
+    talkers = [threading.Thread(target=talk_nonsense) for _ in range(8)]
+    for talker in talkers:
+        talker.start()
+    for talker in talkers:
+        talker.join()
+    check(lab.channel(tunnel.address))
+    assert losses(lab) == []
+
+
 def test_large_requests_do_not_wait_for_acknowledgements(lab) -> None:
     """Nagle against delayed acknowledgements costs 44 ms per round trip on a tunnel that is left as it comes."""
     tunnel = lab.up(lab.settings(lab.sshd()))

@@ -2,18 +2,25 @@
 
 import errno
 import logging
+import socket
 import socketserver
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 logger = logging.getLogger(__name__)
+
+# At a time. Every user of the machine can connect, and a process that is out of files can do nothing any more
+MAX_CONNECTIONS = 16
+# Seconds for the oldest of them to end when its place is needed
+ROOM_TIMEOUT = 1.0
 
 # Answers (healthy, one line that says why)
 Check = Callable[[], tuple[bool, str]]
@@ -91,6 +98,30 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     # A second process on the same port must fail, not share it
     allow_reuse_port = False
+    request_queue_size = MAX_CONNECTIONS
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._room = threading.Semaphore(MAX_CONNECTIONS)
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        # Who holds connections makes room for who comes to ask something
+        if not self._room.acquire(blocking=False):
+            for oldest in list(self._open)[:1]:
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            if not self._room.acquire(timeout=ROOM_TIMEOUT):
+                request.close()
+                return
+        self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        if request in self._open:
+            del self._open[request]
+            self._room.release()
 
     def server_bind(self) -> None:
         # HTTPServer's own asks DNS for the host's name, which takes seconds on a machine without a network

@@ -91,8 +91,13 @@ def decode(data: bytes, codec: Codec, height: int, width: int) -> np.ndarray:
     return rgb
 
 
+def fits(height: int, width: int) -> bool:
+    """Returns whether a frame of this size may travel."""
+    return height >= 1 and width >= 1 and height * width <= MAX_PIXELS
+
+
 def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+    if not fits(height, width):
         raise ImageError(f"Expected a frame of 1 to {MAX_PIXELS} pixels but found {width}x{height}")
 
 

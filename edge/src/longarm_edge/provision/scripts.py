@@ -27,7 +27,8 @@ say directory "$directory"
 say system "$(uname -s)"
 say machine "$(uname -m)"
 
-if [ -e "$directory/.longarm" ]; then
+# A file: a directory of this name is Longarm's own, in a home directory that is not
+if [ -f "$directory/.longarm" ]; then
   say marked yes
   # The last that is made
   if [ -d "$directory/cache" ]; then say content ours; fi
@@ -290,7 +291,7 @@ if [ -e "$directory/run/$unit_name" ]; then
   systemctl "$scope" daemon-reload || :
 fi
 # Nothing but what Longarm made is ever removed
-[ -e "$directory/.longarm" ] || exit 0
+[ -f "$directory/.longarm" ] || exit 0
 for part in venv policies; do
   rm -rf "$directory/$part.removed"
   if [ -e "$directory/$part" ]; then mv "$directory/$part" "$directory/$part.removed"; fi

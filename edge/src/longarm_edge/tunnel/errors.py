@@ -51,6 +51,8 @@ class TunnelError(Exception):
     """
 
     def __init__(self, cause: Cause, message: str) -> None:
+        # Before the host key is checked anybody may have had a say in it: nothing for a terminal to obey
+        message = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in message)
         super().__init__(message)
         self.cause = cause
         self.message = message

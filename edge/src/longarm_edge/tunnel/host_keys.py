@@ -111,7 +111,9 @@ class HostKeys:
                 words = line.split()
                 marker = words.pop(0) if words and words[0].startswith("@") else ""
                 # Certificate authorities are for ssh itself: neither backend is shown certificates
-                if len(words) >= 3 and marker in ("", "@revoked") and _matches(words[0], name):
+                if len(words) < 3 or marker not in ("", "@revoked") or not _is_key(words[2]):
+                    continue  # a line that a full disk cut off says nothing, as for ssh
+                if _matches(words[0], name):
                     yield marker, HostKey(words[1], words[2])
 
 
@@ -142,6 +144,13 @@ def remember(name: str, key: HostKey, file: Path) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _is_key(body: str) -> bool:
+    try:
+        return bool(base64.b64decode(body, validate=True))
+    except ValueError:
+        return False
 
 
 def _matches(patterns: str, name: str) -> bool:

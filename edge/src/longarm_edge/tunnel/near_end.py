@@ -91,13 +91,19 @@ def lead(listener: socket.socket, path: str) -> None:
             except OSError:  # given up meanwhile, or too many files are open
                 room.release()
                 time.sleep(0.1)
-            else:
+                continue
+            try:
                 threading.Thread(target=carry, args=(near,), name="carry", daemon=True).start()
+            except RuntimeError:  # too many threads run
+                near.close()
+                room.release()
 
     def carry(near: socket.socket) -> None:
-        with near, suppress(OSError):
-            _carry(near, path)
-        room.release()
+        try:
+            with near, suppress(OSError, RuntimeError):
+                _carry(near, path)
+        finally:
+            room.release()
 
     threading.Thread(target=accept, name="lead", daemon=True).start()
 
@@ -140,10 +146,11 @@ def place_for_sockets() -> str:
 
 
 def _private_directory() -> str:
-    place = place_for_sockets()
+    place = "the directory for temporary files"
     try:
+        place = place_for_sockets()
         return tempfile.mkdtemp(prefix="longarm-", dir=place)
-    except OSError as error:
+    except OSError as error:  # also if there is no such directory at all
         raise PermanentTunnelError(
             Cause.CONFIGURATION,
             f"Expected to make a directory for the tunnel's sockets in {place}: {error.strerror}. Set TMPDIR to a "

@@ -396,14 +396,21 @@ def _target(settings: SshSettings) -> list[str]:
 
 def _effective(config: Path, settings: SshSettings) -> dict[str, str]:
     """Returns what ssh makes of its configuration, by option in lower case."""
-    found = subprocess.run(  # noqa: S603  # the user's own configuration
-        ["ssh", "-G", "-F", str(config), *_target(settings), "--", settings.host],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=settings.connect_timeout,
-    )
+    try:
+        found = subprocess.run(  # noqa: S603  # the user's own configuration
+            ["ssh", "-G", "-F", str(config), *_target(settings), "--", settings.host],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=settings.connect_timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TunnelError(
+            Cause.CONFIGURATION,
+            f"ssh does not get through its configuration within {settings.connect_timeout:g} s. Check what runs for "
+            "Match exec there.",
+        ) from error
     if found.returncode:
         raise PermanentTunnelError(Cause.CONFIGURATION, f"ssh says: {found.stderr.strip()}. {sayings.CONFIGURE}")
     return dict(line.split(" ", 1) for line in found.stdout.splitlines() if " " in line)

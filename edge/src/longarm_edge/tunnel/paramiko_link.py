@@ -1,8 +1,4 @@
-"""The tunnel in Python: paramiko speaks SSH, sshtunnel forwards the ports.
-
-sshtunnel as it comes costs 44 ms a round trip for requests of some 10 kB and more: Nagle's algorithm waits for delayed
-acknowledgements. The forwarder below turns it off on every hop, the far one included, and moves bigger pieces.
-"""
+"""The tunnel in Python: paramiko speaks SSH, sshtunnel forwards the ports."""
 
 import base64
 import logging
@@ -12,25 +8,22 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import paramiko  # type: ignore[import-untyped]
-import sshtunnel  # type: ignore[import-untyped]
+from paramiko.common import MSG_CHANNEL_CLOSE  # type: ignore[import-untyped]
 
 from longarm_edge.tunnel import keys, refusals, ssh_config
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
 from longarm_edge.tunnel.host_keys import HostKey
 from longarm_edge.tunnel.link import Route, dial, forward_refused, nothing_listens, tcp_traffic
+from longarm_edge.tunnel.paramiko_forwarder import READ_BYTES, Forwarder, answer_goodbye
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_edge.tunnel.ssh_config import Hop
 
-logger = logging.getLogger(__name__)
 # What goes wrong comes up as an exception; paramiko would log its traceback as well
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
-# The largest payload that fits one of paramiko's packets
-READ_BYTES = 32704
 # Fast with the processor's help. What the others prefer is behind them for servers that lack both
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 PING_INTERVAL = 1.0
@@ -86,7 +79,7 @@ class ParamikoLink:
         self._warn = route.warn
         self._connection = connection
         self._transport = transport
-        self._forwarder = _Forwarder(transport, route, self._forward_failed)
+        self._forwarder = Forwarder(transport, route, self._forward_failed)
         self._resources = ExitStack()
         self._heard = time.monotonic()
         self._silent = False
@@ -191,6 +184,7 @@ class _Transport(paramiko.Transport):  # type: ignore[misc]
     _preferred_ciphers = CIPHERS + tuple(
         cipher for cipher in paramiko.Transport._preferred_ciphers if cipher not in CIPHERS and "cbc" not in cipher
     )
+    _channel_handler_table = {**paramiko.Transport._channel_handler_table, MSG_CHANNEL_CLOSE: answer_goodbye}  # noqa: RUF012
     greeting = ""
     goodbye = ""
 
@@ -202,97 +196,13 @@ class _Transport(paramiko.Transport):  # type: ignore[misc]
 
     def _parse_disconnect(self, message: paramiko.Message) -> None:
         message.get_int()
-        self.goodbye = message.get_text()
+        self.goodbye = message.get_string().decode(errors="replace")
 
-
-class _Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]
-    """sshtunnel's local servers over an SSH connection of ours, with handlers of ours."""
-
-    def __init__(
-        self,
-        transport: _Transport,
-        route: Route,
-        on_failure: Callable[[int, BaseException | None], None],
-    ) -> None:
-        self._transport = transport
-        self._on_failure = on_failure
-        super().__init__(
-            "127.0.0.1",  # connected already: nothing below is dialled
-            ssh_config_file=None,
-            logger=logger,
-            local_bind_addresses=list(route.forwards),
-            remote_bind_addresses=[("127.0.0.1", port) for port in route.forwards.values()],
-        )
-
-    def begin(self) -> None:
-        """Listens."""
-        for path in self._local_binds:
-            Path(path).unlink(missing_ok=True)  # what a killed process left behind
-        try:
-            self.start()
-        except sshtunnel.BaseSSHTunnelForwarderError as error:
-            raise self._no_socket() from error
-        if len(self._server_list) != len(self._local_binds):
-            self.end()
-            raise self._no_socket()
-
-    def end(self) -> None:
-        """Stops listening."""
-        if self._server_list:
-            self.stop(force=True)
-
-    def _no_socket(self) -> TunnelError:
-        return TunnelError(Cause.LOCAL_PORT, f"Expected to listen at {' and '.join(self._local_binds)}, and could not.")
-
-    @staticmethod
-    def _consolidate_auth(*_: object, **__: object) -> tuple[None, list[object]]:
-        """Finds no keys: the connection is logged in already."""
-        return None, []
-
-    def _make_ssh_forward_handler_class(self, remote_address_: tuple[str, int]) -> type[sshtunnel._ForwardHandler]:
-        class Handler(_Handler):
-            remote_address = remote_address_
-            ssh_transport = self._transport
-            logger = self.logger
-            on_failure = staticmethod(self._on_failure)
-
-        return Handler
-
-
-class _Handler(sshtunnel._ForwardHandler):  # type: ignore[misc]
-    """One forwarded connection: a thread for each direction, so that neither waits for the other."""
-
-    on_failure: Callable[[int, BaseException | None], None]
-
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except sshtunnel.HandlerSSHTunnelForwarderError as error:
-            self.on_failure(self.remote_address[1], error.__context__)
-
-    def _redirect(self, channel: paramiko.Channel) -> None:
-        down = threading.Thread(target=self._pump_down, args=(channel,), name="ssh-down", daemon=True)
-        down.start()
-        try:
-            while piece := self.request.recv(READ_BYTES):
-                channel.sendall(piece)
-            channel.shutdown_write()
-        except (OSError, EOFError, paramiko.SSHException):
-            channel.close()
-        finally:
-            down.join()
-
-    def _pump_down(self, channel: paramiko.Channel) -> None:
-        try:
-            while piece := channel.recv(READ_BYTES):
-                self.request.sendall(piece)
-        except (OSError, EOFError, paramiko.SSHException):
-            pass
-        finally:
-            # Wakes the other direction
-            with suppress(OSError):
-                self.request.shutdown(socket.SHUT_RDWR)
-            channel.close()
+    def get_exception(self) -> Exception | None:
+        """Returns why it ended. paramiko trusts what it is sent to be text: where it is not, anything may come up."""
+        error: Exception | None = super().get_exception()
+        foreseen = error is None or isinstance(error, paramiko.SSHException | OSError | EOFError)
+        return error if foreseen else paramiko.SSHException(f"paramiko does not understand what it is sent: {error}")
 
 
 def _shake_hands(carrier: Any, hop: Hop, settings: SshSettings) -> _Transport:
@@ -331,7 +241,7 @@ def _check_host_key(transport: _Transport, hop: Hop, route: Route, *, pinned: bo
             raise refusals.turned_away(hop.known_as, transport.greeting) from error
         if not (silent or transport.greeting or transport.remote_version):
             raise refusals.hung_up(hop.known_as) from error
-        said = transport.greeting or str(error) or "the connection was closed"
+        said = transport.greeting or transport.goodbye or str(error) or "the connection was closed"
         raise TunnelError(
             Cause.HANDSHAKE,
             f"{hop.known_as} does not complete the SSH handshake ({said}). Check that an SSH server answers there.",

@@ -82,7 +82,8 @@ class Worker:
                     if self._stopping.is_set():
                         break
                     self._watch(link)
-            except TunnelError as error:
+            except (TunnelError, OSError) as problem:
+                error = problem if isinstance(problem, TunnelError) else _lacking(problem)
                 refused = isinstance(error, PermanentTunnelError)
                 if refused and (error.cause in FOR_A_PERSON or not self._was_up):
                     self._state(State.FAILED, error)
@@ -166,6 +167,16 @@ class Worker:
             except OSError:
                 # Nobody listens any more
                 self._stopping.set()
+
+
+def _lacking(error: OSError) -> TunnelError:
+    """Returns the error for a machine that is out of something now: files, memory, room on the disk of TMPDIR."""
+    where = f" ({error.filename})" if error.filename else ""
+    return TunnelError(
+        Cause.PROCESS,
+        f"This machine has not what the tunnel needs: {error.strerror or error}{where}. Check the room there, its "
+        "memory and its limits (ulimit -a).",
+    )
 
 
 def main() -> int:
