@@ -20,12 +20,17 @@ class FakeClock:
     time: float = 100.0
     # Extra seconds that the nth sleep oversleeps
     oversleep: list[float] = field(default_factory=list)
+    asleep: float = 0.0
 
     def now(self) -> float:
         return self.time
 
     def sleep_until(self, instant: float) -> None:
         self.time = max(self.time, instant) + (self.oversleep.pop(0) if self.oversleep else 0.0)
+
+    def suspended(self) -> float:
+        asleep, self.asleep = self.asleep, 0.0
+        return asleep
 
 
 @dataclass

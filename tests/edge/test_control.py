@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
+from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue, Drop
 from longarm_edge.control import ControlLoop
 from longarm_edge.metrics import EdgeMetrics, Tick
 from longarm_edge.motion import Motion
@@ -113,6 +113,18 @@ def test_old_actions_are_not_executed(clock, robot) -> None:
     loop.run(5)
     assert robot.sent == []
     assert loop.trace.tick_counts == {Tick.STALE: 1, Tick.IDLE: 4}, "found too old, and gone"
+
+
+def test_a_laptop_that_was_closed_executes_nothing_from_before(clock, robot) -> None:
+    """The monotonic clock stands still meanwhile: actions hours old would look fresh, and so would a late reply."""
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 9)
+    before = loop.queue.epoch
+    loop.after_tick = lambda: setattr(clock, "asleep", 3600.0 if len(robot.sent) == 3 else 0.0)
+    loop.run(6)
+    assert [command[0] for _, command in robot.sent] == [0, 1, 2]
+    assert loop.queue.drops[Drop.EXPIRED] == 6
+    assert loop.queue.merge(ActionChunk(before, 0, 2, 3, clock.now(), np.zeros((5, 3))), clock.now()) is Drop.FOREIGN
 
 
 def test_a_jump_is_walked_in_steps(clock, robot) -> None:

@@ -1,5 +1,7 @@
 """The other pure parts: schedule, replanning, filter, guard and link, each with time passed in."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,7 @@ from longarm_edge.pace import Pace
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replan, Replanner, RoundTrips
 from longarm_edge.rtc import RealTimeChunking
-from longarm_edge.schedule import Schedule
+from longarm_edge.schedule import MonotonicClock, Schedule
 from longarm_wire.rtc import RtcConfig
 
 
@@ -41,6 +43,17 @@ def trips(*seconds: float) -> RoundTrips:
     for value in seconds:
         found.add(value)
     return found
+
+
+def test_the_clock_tells_a_suspension_once(monkeypatch) -> None:
+    monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)
+    asleep = [100.0]
+    monkeypatch.setattr(time, "clock_gettime", lambda _: time.monotonic() + asleep[0])
+    clock = MonotonicClock()
+    assert clock.suspended() == pytest.approx(0, abs=0.1)
+    asleep[0] += 3600
+    assert clock.suspended() == pytest.approx(3600, abs=0.1)
+    assert clock.suspended() == pytest.approx(0, abs=0.1)
 
 
 class TestReplan:

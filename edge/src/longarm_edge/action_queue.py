@@ -230,6 +230,13 @@ class ActionQueue:
             self._epoch += 1
             return self._epoch
 
+    def expire(self) -> None:
+        """Drops what is queued, and every chunk that was asked for before now."""
+        with self._lock:
+            self._drops[Drop.EXPIRED] += len(self._coming)
+            self._coming.clear()
+            self._epoch += 1
+
     def begin_episode(self) -> int:
         """Starts a new episode at step 0 with an empty queue and returns its number."""
         with self._lock:

@@ -21,6 +21,8 @@ from longarm_edge.trace import TickRecord, Trace
 
 logger = logging.getLogger(__name__)
 
+# A laptop that was closed for this long, in seconds, has come back to another scene
+SUSPENDED_SECONDS = 0.5
 # A robot that keeps a tick from ending for this long, in periods and at least in seconds, hangs
 STUCK_PERIODS = 5
 STUCK_SECONDS = 0.2
@@ -75,6 +77,8 @@ class ControlLoop:
                 return "cancelled"
             if reason := self.stop_reason(self.clock.now()):
                 return reason
+            if self.clock.suspended() > SUSPENDED_SECONDS:
+                self.queue.expire()
             outcome, age, chunk = self._execute(tick)
             sent_at = self.clock.now()
             following = self.next_tick = schedule.after(tick, sent_at)

@@ -16,9 +16,17 @@ class Clock(Protocol):
         """Returns at instant, or at once if it has passed."""
         ...
 
+    def suspended(self) -> float:
+        """Returns for how many seconds the machine was suspended since the last call: now does not count them."""
+        ...
+
 
 class MonotonicClock:
     """The machine's monotonic clock."""
+
+    def __init__(self) -> None:
+        """Counts suspensions from now on."""
+        self._suspended = _suspended()
 
     def now(self) -> float:
         """Returns seconds since some fixed instant."""
@@ -29,6 +37,17 @@ class MonotonicClock:
         delay = instant - time.monotonic()
         if delay > 0:
             time.sleep(delay)
+
+    def suspended(self) -> float:
+        """Returns for how many seconds the machine was suspended since the last call; 0 where that is not told."""
+        before, self._suspended = self._suspended, _suspended()
+        return self._suspended - before
+
+
+def _suspended() -> float:
+    """Returns the seconds that the machine was suspended since it started; some constant where that is not told."""
+    # macOS counts them in neither clock that Python has
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic() if hasattr(time, "CLOCK_BOOTTIME") else 0.0
 
 
 @dataclass(frozen=True)
