@@ -77,7 +77,7 @@ class Leaving:
       robot: Connected or not.
       motion: What its commands are, their bounds, and the rule.
       start_pose: Where the way back leads, shape (action_dim); None or NaN where it is not known.
-      last_command: The last command, same shape; None if the arm was never moved.
+      last_command: The last command, same shape; NaN where it is not known, None if the arm was never moved.
       fps: Rate of the way back.
       clock: Tells the time.
       at_once: Whether to skip the way back.
@@ -126,6 +126,8 @@ class Leaving:
         if self.last_command is None or not self.motion.kinds.is_velocity.any():
             return
         still = self.motion.kinds.halted(self.last_command)
+        if np.isnan(still).any():
+            raise RobotError("it was not told to stop driving: it is not known where its joints stand")
         for attempt in range(HALT_ATTEMPTS):
             try:
                 self._send(still)
