@@ -93,6 +93,39 @@ def test_every_arm_of_two_is_left_as_asked(tmp_path: Path, torque: bool | None) 
         assert left.torque == right.torque == {bool(torque)}
 
 
+class HangingCamera:
+    """Hangs as it is disconnected, until told."""
+
+    height, width, is_connected = 48, 64, True
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def connect(self) -> None: ...
+
+    def async_read(self) -> None: ...
+
+    def disconnect(self) -> None:
+        self.go_on.wait(30)
+
+
+def test_a_camera_that_hangs_as_it_is_disconnected_keeps_no_arm(tmp_path, monkeypatch, caplog) -> None:
+    """The other arm of two kept its torque, and an arm that was let go of was said not to be."""
+    from lerobot.robots.so_follower import so_follower
+
+    monkeypatch.setattr("longarm_edge.lerobot_robot.CAMERA_SECONDS", 0.2)
+    camera = HangingCamera()
+    monkeypatch.setattr(so_follower, "make_cameras_from_configs", lambda configs: dict.fromkeys(configs, camera))
+    with Servos(torque=False) as left, Servos(torque=False) as right:
+        front = {"front": {"type": "opencv", "index_or_path": 0, "width": 64, "height": 48, "fps": 30}}
+        robot = make_robot(pair(tmp_path, left, right) | {"cameras": front}, [], 30)
+        robot.connect()
+        robot.disconnect(torque=False)
+        assert left.torque == right.torque == {False}
+    assert "a camera could not be disconnected: it hangs" in caplog.text
+    camera.go_on.set()
+
+
 def test_an_object_that_is_forgotten_does_not_drop_the_arm(tmp_path: Path) -> None:
     """LeRobot's robots disconnect when they are collected, by what their configuration says."""
     with Servos(torque=False) as servos:

@@ -23,13 +23,16 @@ from lerobot.robots import RobotConfig, make_robot_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm_edge.lerobot_arms import ArmsTorque, unconfigured
-from longarm_edge.lerobot_cameras import serving, take_apart
+from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
 from longarm_edge.robot import RobotReading
 from longarm_edge.turns import Turns
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import CameraSpec, RobotSpec
 
 logger = logging.getLogger(__name__)
+
+# Cameras get this long to be disconnected, all of them together, in seconds, after the motors were let go of
+CAMERA_SECONDS = 5.0
 
 
 @dataclass
@@ -194,6 +197,8 @@ class LeRobotRobot:
                 if not self._torque.disconnect_motors():
                     raise
                 logger.warning("%s was let go of, but for: %s", self.spec.robot_type, error)
+            finally:
+                await_disconnected(self._cameras, CAMERA_SECONDS)
 
 
 def _leave_out_cameras(config: Any) -> None:
