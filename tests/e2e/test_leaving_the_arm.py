@@ -20,6 +20,10 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
 def test_a_way_back_that_fails_holds_and_says_so(edge, arm) -> None:
     """LeRobot's default took the torque off, in the air, and the run ended with 0."""
     e = edge(duration=0, safety=SafetySettings(on_stop="rest", rest_seconds=2))
@@ -36,6 +40,30 @@ def test_a_way_back_that_fails_holds_and_says_so(edge, arm) -> None:
     assert result.reason.startswith("stopped by SIGINT. The arm was not left as wanted (on_stop=rest)")
     assert "Incorrect status packet!" in result.reason
     assert arm.torque
+
+
+def test_a_terminal_that_is_closed_ends_the_run_by_rule(edge, arm) -> None:
+    """It killed the run: wheels drove on. The shell and the kernel say it both, and that is no wish to hurry."""
+    e = edge(duration=0, safety=SafetySettings(on_stop="rest", rest_seconds=2))
+
+    def close(_: Run) -> None:
+        until(lambda: len(arm.commands) > 20, "streaming")
+        for _ in range(2):
+            hang_up()
+            time.sleep(0.3)
+
+    result = e.go(close)
+    assert (result.exit_code, result.reason) == (exit_codes.DONE, "stopped by SIGHUP")
+    assert arm.pose["pan.pos"] == pytest.approx(0)
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal(edge, arm) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = edge(duration=1.0).go(lambda _: until(lambda: bool(arm.commands), "moving") or hang_up())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.exit_code, result.reason) == (exit_codes.DONE, "the duration is over")
 
 
 def test_the_way_back_keeps_to_max_step(edge, arm) -> None:

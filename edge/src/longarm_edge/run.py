@@ -1,5 +1,6 @@
 """One run: everything is put together here, started in order, and taken apart in the reverse order whatever happens."""
 
+import contextlib
 import gc
 import logging
 import math
@@ -405,8 +406,9 @@ def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> 
             raise ConfigurationError([f"LONGARM_EDGE_PLOT (--plot): {error}"]) from error
     run = Run(settings, robot, console, MonotonicClock(), Notifier(os.environ))
     result = run()
-    if run.trace.ticks:
-        console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)
+    with contextlib.suppress(OSError):  # the terminal was closed
+        if run.trace.ticks:
+            console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)
     if settings.plot_path is not None and run.trace.ticks:
         try:
             draw(run.trace, settings.fps, settings.plot_path)

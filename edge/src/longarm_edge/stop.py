@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 HALT_ATTEMPTS = 3
 # The way back takes no longer than this, in seconds: service managers lose patience
 REST_LIMIT_SECONDS = 60.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RobotError(Exception):
@@ -32,8 +32,9 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Counts SIGINT and SIGTERM, and raises Interrupted once there are more than patience.
+    """Counts STOP_SIGNALS, and raises Interrupted once there are more than patience.
 
+    A terminal that is closed sends SIGHUP, often twice, which is no second wish. Under nohup it is not listened to.
     With patience 0, as during set-up, the first one raises. The control loop has a patience of 1: it sees the first in
     count and stops gently, and the second gets it out of anything that hangs.
     """
@@ -43,10 +44,12 @@ class Signals:
         self.count = 0
         self.patience = 0
         self.last = ""
+        self._hung_up = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self._previous = {n: signal.signal(n, self._handle) for n in STOP_SIGNALS if n not in ignored}
         return self
 
     def __exit__(
@@ -64,6 +67,9 @@ class Signals:
             raise Interrupted(self.last)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._hung_up:
+            return
+        self._hung_up |= number == signal.SIGHUP
         self.count += 1
         self.last = signal.Signals(number).name
         self.check()
