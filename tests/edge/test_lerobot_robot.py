@@ -2,11 +2,13 @@
 
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from tests.servos import TORQUE, Servos
 
+from longarm_edge.aside import aside
 from longarm_edge.lerobot_robot import make_robot
 from longarm_edge.robot import Torque
 
@@ -91,6 +93,35 @@ def test_every_arm_of_two_is_left_as_asked(tmp_path: Path, torque: bool | None) 
         assert left.torque == right.torque == {True}
         robot.disconnect(torque=torque)
         assert left.torque == right.torque == {bool(torque)}
+
+
+def test_a_read_that_was_torn_keeps_no_later_call_from_the_motors(tmp_path, monkeypatch) -> None:
+    """The SDK then took its port as in use for good: an arm could not be brought to rest, nor wheels be stopped."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        with monkeypatch.context() as torn:
+            line = robot.lerobot.bus.port_handler.ser
+            torn.setattr(line, "read", Mock(side_effect=ConnectionError("does another program read the port?")))
+            with pytest.raises(ConnectionError, match="another program"):
+                robot.observe()
+        robot.send(robot.observe().state)
+        robot.disconnect(torque=True)
+
+
+def test_a_read_that_hangs_keeps_no_last_word_from_the_motors(tmp_path, monkeypatch) -> None:
+    go_on = threading.Event()
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        state = robot.observe().state
+        monkeypatch.setattr(robot.lerobot.bus.port_handler.ser, "read", lambda _: go_on.wait(30) and b"")
+        reader = aside(robot.observe, "reader")
+        assert not robot.take_over(0.2)
+        robot.send(state)
+        robot.disconnect(torque=True)
+        go_on.set()
+        assert reader.exception(10) is not None, "it hung until the port was closed"
 
 
 class HangingCamera:

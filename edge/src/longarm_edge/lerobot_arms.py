@@ -43,6 +43,13 @@ class ArmsTorque:
         """Returns whether a bus of any arm is open."""
         return any(getattr(getattr(arm, "bus", None), "is_connected", False) for arm in self.arms)
 
+    def free_ports(self) -> None:
+        """Has every port taken as free, for whoever has the turn: a call that was torn or hangs leaves it in use."""
+        for arm in self.arms:
+            port: Any = getattr(getattr(arm, "bus", None), "port_handler", None)
+            if hasattr(port, "is_using"):  # those of Feetech and Dynamixel
+                port.is_using = False
+
     def disconnect_motors(self) -> bool:
         """Lets go of every arm's motors past LeRobot's own disconnect. Returns whether that worked for all of them."""
         done = [_disconnect_motors(arm) for arm in self.arms]  # of every one, also after one that failed

@@ -9,7 +9,7 @@ import logging
 import pkgutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,7 @@ class LeRobotRobot:
         Raises:
           ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
         """
-        with self._turns.take(), contextlib.nullcontext() if configure else unconfigured(self._robot):
+        with self._turn(), contextlib.nullcontext() if configure else unconfigured(self._robot):
             self._touched = True
             # Whatever happens from here on, a torque that is on stays on until disconnect says otherwise
             self._torque.choose(True)
@@ -155,7 +155,7 @@ class LeRobotRobot:
         with self._observing:
             for camera in self._cameras:
                 camera.capture()
-            with self._turns.take(), serving(self._cameras):
+            with self._turn(), serving(self._cameras):
                 step = next_step()
                 raw = self._robot.get_observation()
         missing = [name for name in (*self.spec.state_names, *(c.name for c in self.spec.cameras)) if name not in raw]
@@ -170,7 +170,7 @@ class LeRobotRobot:
     def send(self, command: np.ndarray) -> None:
         """Sends one command, float32 of shape (action_names), robot units."""
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
-        with self._turns.take():
+        with self._turn():
             self._robot.send_action(action)
 
     def take_over(self, seconds: float) -> bool:
@@ -186,7 +186,7 @@ class LeRobotRobot:
         Raises:
           Exception: Whatever LeRobot raises. The torque may not be as it was asked for.
         """
-        with self._turns.take():
+        with self._turn():
             if not self._touched or not (self._ready or self._robot.is_connected or self._torque.motors_answer()):
                 return
             self._torque.choose(torque)
@@ -199,6 +199,12 @@ class LeRobotRobot:
                 logger.warning("%s was let go of, but for: %s", self.spec.robot_type, error)
             finally:
                 await_disconnected(self._cameras, CAMERA_SECONDS)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._turns.take():
+            self._torque.free_ports()
+            yield
 
 
 def _leave_out_cameras(config: Any) -> None:
