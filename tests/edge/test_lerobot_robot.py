@@ -124,6 +124,25 @@ def test_a_read_that_hangs_keeps_no_last_word_from_the_motors(tmp_path, monkeypa
         assert reader.exception(10) is not None, "it hung until the port was closed"
 
 
+def test_an_arm_that_may_be_limp_is_said_to_be(tmp_path) -> None:
+    """LeRobot takes the torque off to configure motors, and gives up at the first that answers with an error."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        servos.overloaded = {6}
+        with pytest.raises(ConnectionError, match=r"joints may be limp now.*Overload"):
+            robot.connect()
+        robot.disconnect(torque=True)
+        assert servos.torque == {False}, "what LeRobot left"
+
+
+def test_an_arm_that_was_not_configured_is_not_said_to_be_limp(tmp_path) -> None:
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path), "port": "/dev/null"}, [], 30)
+        with pytest.raises(ConnectionError, match="so101_follower: "):
+            robot.connect()
+        assert servos.torque == {True}
+
+
 class HangingCamera:
     """Hangs as it is disconnected, until told."""
 

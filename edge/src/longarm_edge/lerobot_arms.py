@@ -1,8 +1,9 @@
 """The torque of a LeRobot robot, which may be composed of several arms."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lerobot.robots import Robot as LeRobot
@@ -62,13 +63,24 @@ def composed_of(robot: LeRobot) -> list[LeRobot]:
 
 
 @contextmanager
-def unconfigured(robot: LeRobot) -> Iterator[None]:
-    """Keeps LeRobot, which configures motors as it connects to them, from doing so."""
+def configuring(robot: LeRobot, *, allowed: bool) -> Iterator[list[LeRobot]]:
+    """Lets LeRobot configure motors as it connects to them, or keeps it from doing so.
+
+    Yields the arms that it is at, or gave up at: it takes their torque off meanwhile.
+    """
     parts = composed_of(robot)
+    under_way: list[LeRobot] = []
+
+    def configure(part: LeRobot, own: Callable[[], None]) -> None:
+        if allowed:
+            under_way.append(part)
+            own()
+            under_way.remove(part)
+
     for part in parts:
-        part.configure = lambda: None
+        part.configure = partial(configure, part, part.configure)
     try:
-        yield
+        yield under_way
     finally:
         for part in parts:
             del part.configure

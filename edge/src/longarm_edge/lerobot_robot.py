@@ -22,7 +22,7 @@ from lerobot.robots import Robot as LeRobot
 from lerobot.robots import RobotConfig, make_robot_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
-from longarm_edge.lerobot_arms import ArmsTorque, unconfigured
+from longarm_edge.lerobot_arms import ArmsTorque, configuring
 from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
 from longarm_edge.robot import RobotReading
 from longarm_edge.turns import Turns
@@ -133,7 +133,7 @@ class LeRobotRobot:
         Raises:
           ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
         """
-        with self._turn(), contextlib.nullcontext() if configure else unconfigured(self._robot):
+        with self._turn(), configuring(self._robot, allowed=configure) as under_way:
             self._touched = True
             # Whatever happens from here on, a torque that is on stays on until disconnect says otherwise
             self._torque.choose(True)
@@ -142,7 +142,8 @@ class LeRobotRobot:
                 takes_it = "calibrate" in inspect.signature(self._robot.connect).parameters
                 self._robot.connect(**({"calibrate": False} if takes_it else {}))
             except Exception as error:
-                raise ConnectionError(f"Cannot connect to the robot {self.spec.robot_type}: {error}") from error
+                limp = ", and its joints may be limp now, as LeRobot was configuring its motors" if under_way else ""
+                raise ConnectionError(f"Cannot connect to the robot {self.spec.robot_type}{limp}: {error}") from error
             # None is no answer, and comes from robots that have nothing to calibrate
             if self._robot.is_calibrated is False:
                 raise ConnectionError(
