@@ -143,6 +143,17 @@ def test_an_arm_that_was_not_configured_is_not_said_to_be_limp(tmp_path) -> None
         assert servos.torque == {True}
 
 
+def test_a_motor_that_answers_with_an_error_keeps_no_other_from_being_released(tmp_path) -> None:
+    """A gripper that has squeezed for long is in overload. LeRobot left the motors after it stiff."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        servos.overloaded = {2}
+        with pytest.raises(RuntimeError, match="Overload"):
+            robot.disconnect(torque=False)
+        assert servos.torque == {False}
+
+
 class HangingCamera:
     """Hangs as it is disconnected, until told."""
 

@@ -124,7 +124,19 @@ def _disconnect_motors(arm: LeRobot) -> bool:
         if bus.is_connected:
             if hasattr(arm, "stop_base"):
                 arm.stop_base()
-            bus.disconnect(getattr(arm.config, _FLAG, False))
+            release = getattr(arm.config, _FLAG, False)
+            if release and hasattr(bus, "disable_torque"):
+                _release_each(bus)
+            bus.disconnect(release)
     except Exception:
         logger.exception("the motors of %s could not be let go of", arm)
     return not bus.is_connected
+
+
+def _release_each(bus: Any) -> None:
+    """Takes the torque off every motor that lets it: LeRobot gives up at the first that answers with an error."""
+    for motor in bus.motors:
+        try:
+            bus.disable_torque(motor)
+        except Exception as error:  # noqa: BLE001  # it is said when the bus is disconnected
+            logger.debug("%s", error)
