@@ -2,7 +2,8 @@
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
@@ -73,6 +74,22 @@ class Signals:
         self.count += 1
         self.last = signal.Signals(number).name
         self.check()
+
+
+def ignore_stop_signals() -> dict[int, object]:
+    """Ignores STOP_SIGNALS from here on, and returns what handled them."""
+    return {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Ignores STOP_SIGNALS for a while."""
+    previous = ignore_stop_signals()
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
 
 @dataclass
