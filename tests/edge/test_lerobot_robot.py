@@ -1,5 +1,6 @@
 """The adapter to LeRobot: one call at a time reaches the hardware, unless the robot says that it takes several."""
 
+import termios
 import threading
 from pathlib import Path
 from unittest.mock import Mock
@@ -152,6 +153,18 @@ def test_a_motor_that_answers_with_an_error_keeps_no_other_from_being_released(t
         with pytest.raises(RuntimeError, match="Overload"):
             robot.disconnect(torque=False)
         assert servos.torque == {False}
+
+
+def test_a_cable_that_is_pulled_is_what_the_message_is_about(tmp_path, monkeypatch) -> None:
+    """The run's last line was: error: (5, 'Input/output error')."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        pulled = Mock(side_effect=termios.error(5, "Input/output error"))
+        monkeypatch.setattr(robot.lerobot.bus.port_handler.ser, "flush", pulled)
+        with pytest.raises(ConnectionError, match=r"so101_follower took no command: .*Input/output error.*its cable"):
+            robot.send(np.zeros(6, np.float32))
+        robot.disconnect(torque=True)
 
 
 class HangingCamera:

@@ -8,6 +8,7 @@ import inspect
 import logging
 import pkgutil
 import tempfile
+import termios
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,7 +173,11 @@ class LeRobotRobot:
         """Sends one command, float32 of shape (action_names), robot units."""
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
         with self._turn():
-            self._robot.send_action(action)
+            try:
+                self._robot.send_action(action)
+            except (OSError, termios.error) as error:  # what a pulled cable raises says of itself that it is an "error"
+                why = f"The robot {self.spec.robot_type} took no command: {error}. Check its power and its cable."
+                raise ConnectionError(why) from error
 
     def take_over(self, seconds: float) -> bool:
         """Waits for a call in flight, and then for none any more; see longarm_edge.robot.Robot."""
