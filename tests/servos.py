@@ -16,6 +16,7 @@ from typing import Self
 MODEL, TORQUE, POSITION = 3, 40, 56
 MIN_LIMIT, MAX_LIMIT = 9, 11
 STS3215 = 777
+OVERLOAD = 32
 PING, READ, WRITE, SYNC_READ, SYNC_WRITE = 1, 2, 3, 0x82, 0x83
 
 
@@ -25,6 +26,7 @@ class Servos:
     Attributes:
       port: What the driver opens.
       writes: What was written, as (servo, address, bytes), in order.
+      overloaded: Servos that say so whenever they are written to.
     """
 
     def __init__(self, *, torque: bool) -> None:
@@ -34,6 +36,7 @@ class Servos:
             tty.setraw(end)
         self.port = os.ttyname(self._line)
         self.writes: list[tuple[int, int, bytes]] = []
+        self.overloaded: set[int] = set()
         self._registers = {servo: bytearray(256) for servo in range(1, 7)}
         for registers in self._registers.values():
             for address, value in ((MODEL, STS3215), (MIN_LIMIT, 0), (MAX_LIMIT, 4095), (POSITION, 2048)):
@@ -94,13 +97,13 @@ class Servos:
             return self._status(servo, self._registers[servo][address : address + length])
         if instruction == WRITE:
             self._write(servo, parameters[0], parameters[1:])
-        return self._status(servo, b"")
+        return self._status(servo, b"", OVERLOAD if servo in self.overloaded else 0)
 
     def _write(self, servo: int, address: int, values: bytes) -> None:
         self.writes.append((servo, address, values))
         self._registers[servo][address : address + len(values)] = values
 
     @staticmethod
-    def _status(servo: int, values: bytes) -> bytes:
-        body = bytes([servo, len(values) + 2, 0]) + values
+    def _status(servo: int, values: bytes, error: int = 0) -> bytes:
+        body = bytes([servo, len(values) + 2, error]) + values
         return b"\xff\xff" + body + bytes([~sum(body) & 0xFF])

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +18,10 @@ from tests.e2e.conftest import until
 
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_a_way_back_that_fails_holds_and_says_so(edge, arm) -> None:
@@ -35,6 +40,30 @@ def test_a_way_back_that_fails_holds_and_says_so(edge, arm) -> None:
     assert result.reason.startswith("stopped by SIGINT. The arm was not left as wanted (on_stop=rest)")
     assert "Incorrect status packet!" in result.reason
     assert arm.torque
+
+
+def test_a_terminal_that_is_closed_ends_the_run_by_rule(edge, arm) -> None:
+    """It killed the run: wheels drove on. The shell and the kernel say it both, and that is no wish to hurry."""
+    e = edge(duration=0, safety=SafetySettings(on_stop="rest", rest_seconds=2))
+
+    def close(_: Run) -> None:
+        until(lambda: len(arm.commands) > 20, "streaming")
+        for _ in range(2):
+            hang_up()
+            time.sleep(0.3)
+
+    result = e.go(close)
+    assert (result.exit_code, result.reason) == (exit_codes.DONE, "stopped by SIGHUP")
+    assert arm.pose["pan.pos"] == pytest.approx(0)
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal(edge, arm) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = edge(duration=1.0).go(lambda _: until(lambda: bool(arm.commands), "moving") or hang_up())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.exit_code, result.reason) == (exit_codes.DONE, "the duration is over")
 
 
 def test_the_way_back_keeps_to_max_step(edge, arm) -> None:
@@ -56,6 +85,47 @@ def test_after_a_killed_run_the_way_back_leads_to_where_that_one_began(edge, arm
     assert arm.pose["pan.pos"] == pytest.approx(-5)
     assert "the last run was killed" in caplog.text
     assert not path.exists()
+
+
+KILLED_AT = {"pan.pos": -5.0, "lift.pos": 0.0, "gripper.pos": 0.0}
+
+
+@pytest.mark.parametrize("rule", ["hold", "rest", "release"])
+def test_a_run_that_cannot_connect_forgets_no_killed_one(edge, arm, tmp_path, monkeypatch, rule: str) -> None:
+    """Nobody has left that arm yet: `longarm-edge leave` said that there was nothing to do."""
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    monkeypatch.setattr(arm, "connect", Mock(side_effect=ConnectionError("unplugged")))
+    result = edge(safety=SafetySettings(on_stop=rule, pose_file=path)).go()
+    assert "unplugged" in result.reason
+    assert json.loads(path.read_text()) == KILLED_AT
+    assert ("not left as wanted" in result.reason) is (rule == "rest")
+
+
+def test_after_a_killed_run_one_that_never_moved_goes_back_too(edge, arm, tmp_path, script) -> None:
+    """It took the torque off right where the killed one had left the arm, in the air."""
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    script.always = RuntimeError("out of memory")
+    result = edge(safety=SafetySettings(on_stop="rest", rest_seconds=2, pose_file=path)).go()
+    assert result.reason.startswith("The first prediction failed")
+    pans = [command[0] for _, command in arm.commands]
+    assert pans[0] == 0
+    assert pans[-1] == arm.pose["pan.pos"] == pytest.approx(-5)
+    assert max(abs(after - before) for before, after in itertools.pairwise(pans)) < 0.5, "slowly"
+    assert not arm.torque
+    assert not path.exists()
+
+
+def test_after_a_killed_run_an_arm_that_cannot_be_read_is_not_dropped(edge, arm, tmp_path) -> None:
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    arm.read_faults = [ConnectionError("Incorrect status packet!")]
+    result = edge(safety=SafetySettings(on_stop="rest", pose_file=path)).go()
+    assert "Incorrect status packet!" in result.reason
+    assert "it is not known where the way back begins" in result.reason
+    assert arm.torque
+    assert json.loads(path.read_text()) == KILLED_AT
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"elbow": 1}'])

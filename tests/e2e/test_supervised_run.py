@@ -96,6 +96,18 @@ def test_a_run_is_ready_when_it_streams_and_says_when_it_ends(run) -> None:
     assert not run.pose_file.exists(), "the arm was left by rule"
 
 
+def test_who_is_impatient_at_the_end_changes_no_exit_code(run) -> None:
+    """The interpreter takes a second or two to end: the signal killed it, after a run that had gone well."""
+    run.until(lambda: run.told("READY=1") == 1, "streaming")
+    run.process.send_signal(signal.SIGINT)
+    run.until(lambda: "ticks" in run.log.read_text(), "the summary")
+    while run.process.poll() is None:
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert run.process.returncode == exit_codes.DONE
+    assert "stopped by SIGINT" in run.log.read_text().splitlines()[-1]
+
+
 def test_a_killed_run_leaves_its_start_pose_behind(run) -> None:
     run.until(lambda: run.told("READY=1") == 1, "streaming")
     run.end(signal.SIGKILL)

@@ -235,3 +235,10 @@ class TestStopRule:
         assert robot.sent[-1][1].tolist() == [0, 0, 0]
         robot.failures = 3
         assert "not told to stop driving" in self.leave(robot, clock)
+
+    def test_joints_are_sent_nowhere_when_it_is_not_known_where_they_stand(self, robot, clock) -> None:
+        """Not to NaN either."""
+        robot.spec = replace(robot.spec, action_names=("elbow.pos", "x.vel", "theta.vel"))
+        assert "not told to stop driving" in self.leave(robot, clock, last=np.nan)
+        assert robot.sent == []
+        assert robot.torque is True

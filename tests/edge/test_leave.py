@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ class Arm:
         """Leaves what a killed run leaves behind: the pose at which it started."""
         self.pose_file.write_text(json.dumps(HOME | {f"{name}.pos": value for name, value in joints.items()}))
 
-    def leave(self, *flags: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def start(self, *flags: str, **environment: str) -> "subprocess.Popen[str]":
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")}
         robot = {"type": "recording_arm", "log": str(self.log), "calibration_dir": str(self.directory)}
         own = {
@@ -36,15 +38,23 @@ class Arm:
             "LONGARM_EDGE_ROBOT": json.dumps(robot),
             "PYTHONPATH": str(PLUGINS),
         }
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "longarm_edge.cli", "leave", *flags],
             env=clean | own | environment,
             cwd=self.directory,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=50,
-            check=False,
         )
+
+    def leave(self, *flags: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        with self.start(*flags, **environment) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=50)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def events(self) -> list[dict]:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
@@ -94,6 +104,14 @@ def test_a_killed_run_under_rest_moves_back_to_where_it_started(arm) -> None:
     assert not arm.pose_file.exists()
 
 
+def test_a_way_back_that_max_step_makes_long_is_gone_to_its_end(arm) -> None:
+    """It was ended half way, as if the robot hung."""
+    arm.killed_at(shoulder_pan=36.0)
+    done = arm.leave("--safety.on_stop=rest", "--safety.rest_seconds=2", "--safety.max_step=0.05")
+    assert done.returncode == exit_codes.DONE, done.stderr
+    assert arm.events()[-2]["action"]["shoulder_pan.pos"] == pytest.approx(36)
+
+
 def test_what_may_drive_is_stopped_under_hold_too(arm) -> None:
     arm.killed_at()
     done = arm.leave('--safety.velocity_actions=["shoulder_pan.pos"]', "--robot.disable_torque_on_disconnect=true")
@@ -122,6 +140,26 @@ def test_a_robot_that_hangs_is_given_up(arm) -> None:
     done = arm.leave("--safety.on_stop=rest", "--safety.rest_seconds=2", f"--robot.stuck={stuck}")
     assert done.returncode < 0, "ended by SIGALRM"
     assert arm.pose_file.exists(), "the arm was not left by rule"
+
+
+def test_who_interrupts_it_twice_is_told_what_became_of_the_arm(arm) -> None:
+    """It was a traceback."""
+    arm.killed_at(shoulder_pan=20.0)
+    stuck = arm.directory / "stuck"
+    stuck.touch()
+    process = arm.start("--safety.on_stop=rest", f"--robot.stuck={stuck}")
+    deadline = time.monotonic() + 30
+    while not arm.events():
+        assert time.monotonic() < deadline, "connecting"
+        time.sleep(0.05)
+    time.sleep(0.5)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, said = process.communicate(timeout=15)
+    assert process.returncode == exit_codes.INTERRUPTED, said
+    assert said.endswith("interrupted by SIGINT: the arm was not left by rule\n")
+    assert arm.pose_file.exists()
 
 
 def test_without_a_pose_file_it_says_what_is_missing(arm) -> None:

@@ -1,12 +1,15 @@
 """The adapter to LeRobot: one call at a time reaches the hardware, unless the robot says that it takes several."""
 
+import termios
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from tests.servos import TORQUE, Servos
 
+from longarm_edge.aside import aside
 from longarm_edge.lerobot_robot import make_robot, parse_robot
 from longarm_edge.robot import Torque
 from longarm_wire.settings import ConfigurationError
@@ -123,6 +126,110 @@ def test_every_arm_of_two_is_left_as_asked(tmp_path: Path, torque: bool | None) 
         assert left.torque == right.torque == {True}
         robot.disconnect(torque=torque)
         assert left.torque == right.torque == {bool(torque)}
+
+
+def test_a_read_that_was_torn_keeps_no_later_call_from_the_motors(tmp_path, monkeypatch) -> None:
+    """The SDK then took its port as in use for good: an arm could not be brought to rest, nor wheels be stopped."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        with monkeypatch.context() as torn:
+            line = robot.lerobot.bus.port_handler.ser
+            torn.setattr(line, "read", Mock(side_effect=ConnectionError("does another program read the port?")))
+            with pytest.raises(ConnectionError, match="another program"):
+                robot.observe()
+        robot.send(robot.observe().state)
+        robot.disconnect(torque=True)
+
+
+def test_a_read_that_hangs_keeps_no_last_word_from_the_motors(tmp_path, monkeypatch) -> None:
+    go_on = threading.Event()
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        state = robot.observe().state
+        monkeypatch.setattr(robot.lerobot.bus.port_handler.ser, "read", lambda _: go_on.wait(30) and b"")
+        reader = aside(robot.observe, "reader")
+        assert not robot.take_over(0.2)
+        robot.send(state)
+        robot.disconnect(torque=True)
+        go_on.set()
+        assert reader.exception(10) is not None, "it hung until the port was closed"
+
+
+def test_an_arm_that_may_be_limp_is_said_to_be(tmp_path) -> None:
+    """LeRobot takes the torque off to configure motors, and gives up at the first that answers with an error."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        servos.overloaded = {6}
+        with pytest.raises(ConnectionError, match=r"joints may be limp now.*Overload"):
+            robot.connect()
+        robot.disconnect(torque=True)
+        assert servos.torque == {False}, "what LeRobot left"
+
+
+def test_an_arm_that_was_not_configured_is_not_said_to_be_limp(tmp_path) -> None:
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path), "port": "/dev/null"}, [], 30)
+        with pytest.raises(ConnectionError, match="so101_follower: "):
+            robot.connect()
+        assert servos.torque == {True}
+
+
+def test_a_motor_that_answers_with_an_error_keeps_no_other_from_being_released(tmp_path) -> None:
+    """A gripper that has squeezed for long is in overload. LeRobot left the motors after it stiff."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        servos.overloaded = {2}
+        with pytest.raises(RuntimeError, match="Overload"):
+            robot.disconnect(torque=False)
+        assert servos.torque == {False}
+
+
+def test_a_cable_that_is_pulled_is_what_the_message_is_about(tmp_path, monkeypatch) -> None:
+    """The run's last line was: error: (5, 'Input/output error')."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect()
+        pulled = Mock(side_effect=termios.error(5, "Input/output error"))
+        monkeypatch.setattr(robot.lerobot.bus.port_handler.ser, "flush", pulled)
+        with pytest.raises(ConnectionError, match=r"so101_follower took no command: .*Input/output error.*its cable"):
+            robot.send(np.zeros(6, np.float32))
+        robot.disconnect(torque=True)
+
+
+class HangingCamera:
+    """Hangs as it is disconnected, until told."""
+
+    height, width, is_connected = 48, 64, True
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def connect(self) -> None: ...
+
+    def async_read(self) -> None: ...
+
+    def disconnect(self) -> None:
+        self.go_on.wait(30)
+
+
+def test_a_camera_that_hangs_as_it_is_disconnected_keeps_no_arm(tmp_path, monkeypatch, caplog) -> None:
+    """The other arm of two kept its torque, and an arm that was let go of was said not to be."""
+    from lerobot.robots.so_follower import so_follower
+
+    monkeypatch.setattr("longarm_edge.lerobot_robot.CAMERA_SECONDS", 0.2)
+    camera = HangingCamera()
+    monkeypatch.setattr(so_follower, "make_cameras_from_configs", lambda configs: dict.fromkeys(configs, camera))
+    with Servos(torque=False) as left, Servos(torque=False) as right:
+        front = {"front": {"type": "opencv", "index_or_path": 0, "width": 64, "height": 48, "fps": 30}}
+        robot = make_robot(pair(tmp_path, left, right) | {"cameras": front}, [], 30)
+        robot.connect()
+        robot.disconnect(torque=False)
+        assert left.torque == right.torque == {False}
+    assert "a camera could not be disconnected: it hangs" in caplog.text
+    camera.go_on.set()
 
 
 def test_an_object_that_is_forgotten_does_not_drop_the_arm(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ class Arm:
         self._signals = signals
         self._pose_file = motion.safety.pose_file
         self._start_pose: np.ndarray | None = None
+        # Where it stands before the first command, once that is known
+        self._found = np.full(len(robot.spec.action_names), np.nan, np.float32)
+        self._after_kill = False
         self._answered_at = 0.0
         self.loop: ControlLoop | None = None
         self.problem: str | None = None
@@ -53,8 +56,9 @@ class Arm:
           ConfigurationError: The pose cannot be kept.
           Interrupted: A signal came meanwhile.
         """
+        self._after_kill = self._pose_file is not None and pose_file.is_kept(self._pose_file)
         pose = looked_after(aside(self._connect, "connect"), self._signals.check)
-        self._start_pose = pose
+        self._start_pose = self._found = pose
         if self._pose_file is not None:
             self._start_pose = self._inherited(pose, self._pose_file)
             pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
@@ -93,8 +97,8 @@ class Arm:
                     else ", if they have power."
                 )
             )
-        # What went wrong is left for `longarm-edge leave` to mend
-        if self.problem is None and self._pose_file is not None:
+        # What went wrong is left for `longarm-edge leave` to mend, and so is a killed run's arm that was not reached
+        if self.problem is None and self._pose_file is not None and self._start_pose is not None:
             pose_file.forget(self._pose_file)
         # The arm is out of our hands: from here on there is only what was recorded to put away
         signals.patience = sys.maxsize
@@ -105,7 +109,7 @@ class Arm:
 
     def _inherited(self, pose: np.ndarray, path: Path) -> np.ndarray:
         """Returns where the way back leads: after a run that was killed, where that one's led."""
-        if not pose_file.is_kept(path):
+        if not self._after_kill:
             return pose
         try:
             start = pose_file.read(path, self._robot.spec.action_names)
@@ -127,6 +131,9 @@ class Arm:
             last = self.loop.last_command
             # A joint that nobody measures started where it was first sent
             start = np.where(np.isnan(start), self.loop.first_command, start) if start is not None else None
+        elif self._after_kill:
+            # Nobody has left it by rule since the run before moved it
+            last = self._found
         return Leaving(
             robot=self._robot,
             motion=self._motion,

@@ -13,13 +13,13 @@ from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import EdgeSettings, SafetySettings, StopRule
-from longarm_edge.stop import Leaving, Signals
+from longarm_edge.stop import Interrupted, Leaving, Signals
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-# Connecting, reading and letting go take this long at most, in seconds, beside the way back
+# A robot that answers nothing for this long hangs, in seconds: connecting takes some
 PATIENCE_SECONDS = 20
 
 
@@ -49,11 +49,15 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
         logger.warning("the run was killed; the motors hold as they are (on_stop=hold), and are left alone")
         return exit_codes.DONE if pose_file.forget(path) else exit_codes.FAILED
     logger.warning("the run was killed: leaving the arm by rule, on_stop=%s", safety.on_stop.value)
-    with _bounded(PATIENCE_SECONDS + safety.rest_seconds):
-        return _leave(settings, make_robot(), path, clock)
+    try:
+        with _bounded(PATIENCE_SECONDS) as progress:
+            return _leave(settings, make_robot(), path, clock, progress)
+    except Interrupted as error:
+        logger.error("interrupted by %s: the arm was not left by rule", error)
+        return exit_codes.INTERRUPTED
 
 
-def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock) -> int:
+def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock, progress: Callable[[], None]) -> int:
     motion = Motion.plan(robot, settings.safety)
     with Signals() as signals:
         # Once is a wish to stop at once, on the way back too; a manager that loses patience kills
@@ -79,6 +83,7 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock) -> in
             fps=settings.fps,
             clock=clock,
             at_once=lambda: signals.count > 0,
+            progress=progress,
         )()
     for trouble in filter(None, (unreadable, problem)):
         logger.error("the arm cannot be left by rule: %s", trouble)
@@ -92,10 +97,14 @@ def _may_drive(path: Path, safety: SafetySettings) -> bool:
 
 
 @contextmanager
-def _bounded(seconds: float) -> Iterator[None]:
-    """Ends the process after so many seconds, even one that hangs in a driver."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _bounded(seconds: float) -> Iterator[Callable[[], None]]:
+    """Ends the process so many seconds after the last call of what it yields, even one that hangs in a driver."""
+
+    def progress() -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    progress()
     try:
-        yield
+        yield progress
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,8 +1,9 @@
 """The torque of a LeRobot robot, which may be composed of several arms."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lerobot.robots import Robot as LeRobot
@@ -43,6 +44,13 @@ class ArmsTorque:
         """Returns whether a bus of any arm is open."""
         return any(getattr(getattr(arm, "bus", None), "is_connected", False) for arm in self.arms)
 
+    def free_ports(self) -> None:
+        """Has every port taken as free, for whoever has the turn: a call that was torn or hangs leaves it in use."""
+        for arm in self.arms:
+            port: Any = getattr(getattr(arm, "bus", None), "port_handler", None)
+            if hasattr(port, "is_using"):  # those of Feetech and Dynamixel
+                port.is_using = False
+
     def disconnect_motors(self) -> bool:
         """Lets go of every arm's motors past LeRobot's own disconnect. Returns whether that worked for all of them."""
         done = [_disconnect_motors(arm) for arm in self.arms]  # of every one, also after one that failed
@@ -55,13 +63,24 @@ def composed_of(robot: LeRobot) -> list[LeRobot]:
 
 
 @contextmanager
-def unconfigured(robot: LeRobot) -> Iterator[None]:
-    """Keeps LeRobot, which configures motors as it connects to them, from doing so."""
+def configuring(robot: LeRobot, *, allowed: bool) -> Iterator[list[LeRobot]]:
+    """Lets LeRobot configure motors as it connects to them, or keeps it from doing so.
+
+    Yields the arms that it is at, or gave up at: it takes their torque off meanwhile.
+    """
     parts = composed_of(robot)
+    under_way: list[LeRobot] = []
+
+    def configure(part: LeRobot, own: Callable[[], None]) -> None:
+        if allowed:
+            under_way.append(part)
+            own()
+            under_way.remove(part)
+
     for part in parts:
-        part.configure = lambda: None
+        part.configure = partial(configure, part, part.configure)
     try:
-        yield
+        yield under_way
     finally:
         for part in parts:
             del part.configure
@@ -105,7 +124,19 @@ def _disconnect_motors(arm: LeRobot) -> bool:
         if bus.is_connected:
             if hasattr(arm, "stop_base"):
                 arm.stop_base()
-            bus.disconnect(getattr(arm.config, _FLAG, False))
+            release = getattr(arm.config, _FLAG, False)
+            if release and hasattr(bus, "disable_torque"):
+                _release_each(bus)
+            bus.disconnect(release)
     except Exception:
         logger.exception("the motors of %s could not be let go of", arm)
     return not bus.is_connected
+
+
+def _release_each(bus: Any) -> None:
+    """Takes the torque off every motor that lets it: LeRobot gives up at the first that answers with an error."""
+    for motor in bus.motors:
+        try:
+            bus.disable_torque(motor)
+        except Exception as error:  # noqa: BLE001  # it is said when the bus is disconnected
+            logger.debug("%s", error)

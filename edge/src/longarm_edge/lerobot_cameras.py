@@ -7,11 +7,13 @@ as it is.
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
 from lerobot.robots import Robot as LeRobot
 
+from longarm_edge.aside import aside
 from longarm_edge.lerobot_arms import composed_of
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class ApartCamera:
         """Stands in for camera."""
         self._camera = camera
         self._connected = False
+        self._disconnecting: Future[None] | None = None
         self._serving = False
         self._asked: list[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]] = []
         self._held: dict[Any, Any] = {}
@@ -49,12 +52,9 @@ class ApartCamera:
         self._connected = True
 
     def disconnect(self) -> None:
-        """Disconnects it. A camera that fails in that keeps nobody from letting go of the motors."""
+        """Begins to disconnect it. One that fails or hangs in that keeps nobody from letting go of the motors."""
         self._connected = False
-        try:
-            self._camera.disconnect()
-        except Exception as error:  # noqa: BLE001  # whatever a camera raises
-            logger.warning("a camera could not be disconnected: %s", error)
+        self._disconnecting = aside(self._camera.disconnect, "camera")
 
     def __getattr__(self, name: str) -> Any:
         """Returns whatever else the camera has."""
@@ -84,6 +84,15 @@ def take_apart(robot: LeRobot) -> list[ApartCamera]:
             if hasattr(camera, "read_latest") or hasattr(camera, "async_read"):
                 cameras[name] = apart.setdefault(id(camera), ApartCamera(camera))
     return list(apart.values())
+
+
+def await_disconnected(cameras: Sequence[ApartCamera], seconds: float) -> None:
+    """Waits up to so many seconds for those of cameras that are being disconnected, and says what went wrong."""
+    leaving = [camera._disconnecting for camera in cameras if camera._disconnecting is not None]  # of this module
+    done, hanging = wait(leaving, seconds)
+    problems = [str(error) for future in done if (error := future.exception()) is not None]
+    for problem in [*problems, *(f"it hangs for {seconds:g} s" for _ in hanging)]:
+        logger.warning("a camera could not be disconnected: %s", problem)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import io
 import logging
 import pkgutil
 import tempfile
+import termios
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +24,17 @@ from lerobot.robots import Robot as LeRobot
 from lerobot.robots import RobotConfig, make_robot_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
-from longarm_edge.lerobot_arms import ArmsTorque, unconfigured
-from longarm_edge.lerobot_cameras import serving, take_apart
+from longarm_edge.lerobot_arms import ArmsTorque, configuring
+from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
 from longarm_edge.robot import RobotReading
 from longarm_edge.turns import Turns
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import CameraSpec, RobotSpec
 
 logger = logging.getLogger(__name__)
+
+# Cameras get this long to be disconnected, all of them together, in seconds, after the motors were let go of
+CAMERA_SECONDS = 5.0
 
 
 @dataclass
@@ -135,7 +139,7 @@ class LeRobotRobot:
         Raises:
           ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
         """
-        with self._turns.take(), contextlib.nullcontext() if configure else unconfigured(self._robot):
+        with self._turn(), configuring(self._robot, allowed=configure) as under_way:
             self._touched = True
             # Whatever happens from here on, a torque that is on stays on until disconnect says otherwise
             self._torque.choose(True)
@@ -144,7 +148,8 @@ class LeRobotRobot:
                 takes_it = "calibrate" in inspect.signature(self._robot.connect).parameters
                 self._robot.connect(**({"calibrate": False} if takes_it else {}))
             except Exception as error:
-                what = f"Cannot connect to the robot {self.spec.robot_type}"
+                limp = ", and its joints may be limp now, as LeRobot was configuring its motors" if under_way else ""
+                what = f"Cannot connect to the robot {self.spec.robot_type}{limp}"
                 raise ConnectionError(f"{what}: {_in_full(error)}") from error
             # None is no answer, and comes from robots that have nothing to calibrate
             if self._robot.is_calibrated is False:
@@ -158,7 +163,7 @@ class LeRobotRobot:
         with self._observing:
             for camera in self._cameras:
                 camera.capture()
-            with self._turns.take(), serving(self._cameras):
+            with self._turn(), serving(self._cameras):
                 step = next_step()
                 raw = self._robot.get_observation()
         missing = [name for name in (*self.spec.state_names, *(c.name for c in self.spec.cameras)) if name not in raw]
@@ -173,8 +178,12 @@ class LeRobotRobot:
     def send(self, command: np.ndarray) -> None:
         """Sends one command, float32 of shape (action_names), robot units."""
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
-        with self._turns.take():
-            self._robot.send_action(action)
+        with self._turn():
+            try:
+                self._robot.send_action(action)
+            except (OSError, termios.error) as error:  # what a pulled cable raises says of itself that it is an "error"
+                why = f"The robot {self.spec.robot_type} took no command: {error}. Check its power and its cable."
+                raise ConnectionError(why) from error
 
     def take_over(self, seconds: float) -> bool:
         """Waits for a call in flight, and then for none any more; see longarm_edge.robot.Robot."""
@@ -189,7 +198,7 @@ class LeRobotRobot:
         Raises:
           Exception: Whatever LeRobot raises. The torque may not be as it was asked for.
         """
-        with self._turns.take():
+        with self._turn():
             if not self._touched or not (self._ready or self._robot.is_connected or self._torque.motors_answer()):
                 return
             self._torque.choose(torque)
@@ -200,6 +209,14 @@ class LeRobotRobot:
                 if not self._torque.disconnect_motors():
                     raise
                 logger.warning("%s was let go of, but for: %s", self.spec.robot_type, error)
+            finally:
+                await_disconnected(self._cameras, CAMERA_SECONDS)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._turns.take():
+            self._torque.free_ports()
+            yield
 
 
 def _leave_out_cameras(config: Any) -> None:

@@ -1,5 +1,7 @@
 """One run: everything is put together here, started in order, and taken apart in the reverse order whatever happens."""
 
+import atexit
+import contextlib
 import gc
 import logging
 import math
@@ -33,7 +35,7 @@ from longarm_edge.robot import Observed, Robot
 from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock, MonotonicClock
 from longarm_edge.settings import EdgeSettings
-from longarm_edge.stop import Interrupted, Signals
+from longarm_edge.stop import Interrupted, Signals, ignore_stop_signals, unhurried
 from longarm_edge.supervision import Supervision
 from longarm_edge.trace import Trace
 from longarm_edge.tunnel import Event, PermanentTunnelError, State, StateChanged, Tunnel, TunnelError
@@ -408,8 +410,18 @@ def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> 
             raise ConfigurationError([f"LONGARM_EDGE_PLOT (--plot): {error}"]) from error
     run = Run(settings, robot, console, MonotonicClock(), Notifier(os.environ))
     result = run()
-    if run.trace.ticks:
-        console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)
+    # Whoever is impatient now still hears how it went, and the exit code says it: the interpreter takes a while to end
+    atexit.register(ignore_stop_signals)
+    with unhurried():
+        _tell(run, result)
+    return result
+
+
+def _tell(run: Run, result: RunResult) -> None:
+    settings, console = run.settings, run.console
+    with contextlib.suppress(OSError):  # the terminal was closed
+        if run.trace.ticks:
+            console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)
     if settings.plot_path is not None and run.trace.ticks:
         try:
             draw(run.trace, settings.fps, settings.plot_path)
@@ -417,4 +429,3 @@ def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> 
         except Exception as error:  # noqa: BLE001  # however drawing fails, the run is over and went as it went
             logger.warning("no picture: %s cannot be written: %s", settings.plot_path, error)
     (logger.info if result.exit_code == exit_codes.DONE else logger.error)("%s", result.reason)
-    return result

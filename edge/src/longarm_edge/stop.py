@@ -2,7 +2,8 @@
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 HALT_ATTEMPTS = 3
 # The way back takes no longer than this, in seconds: service managers lose patience
 REST_LIMIT_SECONDS = 60.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RobotError(Exception):
@@ -32,8 +33,9 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Counts SIGINT and SIGTERM, and raises Interrupted once there are more than patience.
+    """Counts STOP_SIGNALS, and raises Interrupted once there are more than patience.
 
+    A terminal that is closed sends SIGHUP, often twice, which is no second wish. Under nohup it is not listened to.
     With patience 0, as during set-up, the first one raises. The control loop has a patience of 1: it sees the first in
     count and stops gently, and the second gets it out of anything that hangs.
     """
@@ -43,10 +45,12 @@ class Signals:
         self.count = 0
         self.patience = 0
         self.last = ""
+        self._hung_up = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self._previous = {n: signal.signal(n, self._handle) for n in STOP_SIGNALS if n not in ignored}
         return self
 
     def __exit__(
@@ -64,9 +68,28 @@ class Signals:
             raise Interrupted(self.last)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._hung_up:
+            return
+        self._hung_up |= number == signal.SIGHUP
         self.count += 1
         self.last = signal.Signals(number).name
         self.check()
+
+
+def ignore_stop_signals() -> dict[int, object]:
+    """Ignores STOP_SIGNALS from here on, and returns what handled them."""
+    return {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Ignores STOP_SIGNALS for a while."""
+    previous = ignore_stop_signals()
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
 
 @dataclass
@@ -77,7 +100,7 @@ class Leaving:
       robot: Connected or not.
       motion: What its commands are, their bounds, and the rule.
       start_pose: Where the way back leads, shape (action_dim); None or NaN where it is not known.
-      last_command: The last command, same shape; None if the arm was never moved.
+      last_command: The last command, same shape; NaN where it is not known, None if the arm was never moved.
       fps: Rate of the way back.
       clock: Tells the time.
       at_once: Whether to skip the way back.
@@ -126,6 +149,8 @@ class Leaving:
         if self.last_command is None or not self.motion.kinds.is_velocity.any():
             return
         still = self.motion.kinds.halted(self.last_command)
+        if np.isnan(still).any():
+            raise RobotError("it was not told to stop driving: it is not known where its joints stand")
         for attempt in range(HALT_ATTEMPTS):
             try:
                 self._send(still)
