@@ -169,6 +169,8 @@ VALUES: list[tuple[str, str, Any]] = [
     ("names", "x,y", ("x", "y")),
     ("plot", "run.png", Path("run.png")),
     ("plot", "", None),
+    ("plot", "~/run.png", Path.home() / "run.png"),
+    ("plot", "~nobody-of-this-name/run.png", Path("~nobody-of-this-name/run.png")),
 ]  # fmt: skip
 
 
