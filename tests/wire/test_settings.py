@@ -288,6 +288,13 @@ def test_an_env_file_that_is_not_there_or_a_folder_is_none() -> None:
     assert load() == load()
 
 
+def test_an_env_file_that_is_no_text_is_an_error() -> None:
+    """As an editor that writes UTF-16 leaves it."""
+    Path(".env").write_text("LONGARM_EDGE_FPS=15\n", encoding="utf-16")
+    (problem,) = refused()
+    assert problem.startswith(".env cannot be read as UTF-8 text: ")
+
+
 INVALID = [
     ("fps", "abc", "Input should be a valid number, unable to parse string as a number, found 'abc'"),
     ("fps", "", "Input should be a valid number, unable to parse string as a number, found ''"),

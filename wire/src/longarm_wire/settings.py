@@ -72,11 +72,14 @@ class ProcessSettings(BaseSettings):
           **overrides: Values that win over everything else.
 
         Raises:
-          ConfigurationError: A value is invalid, or a LONGARM_* variable is unknown.
+          ConfigurationError: A value is invalid, a LONGARM_* variable is unknown, or .env cannot be read.
           SystemExit: 2 on an unknown flag and on a secret as a flag, 0 after --help.
         """
         flags = parse(cls, arguments, program)
-        unknown = cls._unknown_variables()
+        try:
+            unknown = cls._unknown_variables()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError([f".env cannot be read as UTF-8 text: {error}"]) from None
         if unknown:
             raise ConfigurationError(unknown)
         try:
