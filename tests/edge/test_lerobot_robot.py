@@ -9,6 +9,7 @@ from tests.servos import TORQUE, Servos
 
 from longarm_edge.lerobot_robot import make_robot
 from longarm_edge.robot import Torque
+from longarm_wire.settings import ConfigurationError
 
 
 class Slow:
@@ -155,3 +156,23 @@ def test_the_step_of_a_reading_is_told_when_no_command_is_on_its_way(tmp_path, m
     writer.join(5)
     reader.join(5)
     assert readings == [8]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--robot.prt=/dev/x"], "unrecognized arguments: --robot.prt=/dev/x. A so101_follower has --robot.port, "),
+        (["--robot.port=/dev/x", "--robot.cameras={front"], "expected ',' or '}'"),
+        (
+            ["--robot.port=/dev/x", "--robot.cameras={front: {type: opencv, index_or_path: 0, width: 640}}"],
+            "Specifying 'height' is required",
+        ),
+    ],
+)
+def test_a_flag_that_lerobot_refuses_is_told_in_one_line(flags: list[str], message: str, capfd) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        make_robot({}, ["--robot.type=so101_follower", *flags], 30)
+    (problem,) = refused.value.problems
+    assert message in problem
+    assert "\n" not in problem
+    assert capfd.readouterr().err == ""

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import io
 import logging
 import pkgutil
 import tempfile
@@ -62,12 +63,18 @@ def parse_robot(settings: Mapping[str, Any], flags: Sequence[str]) -> RobotConfi
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({"robot": dict(settings)} if settings else {}, file)
         file.flush()
+        said = io.StringIO()
         try:
-            return draccus.parse(_Flags, config_path=file.name if settings else None, args=list(flags)).robot
-        except (draccus.utils.DraccusException, ValueError, TypeError, AttributeError) as error:
-            raise ConfigurationError([f"--robot: LeRobot refuses this configuration: {error}"]) from error
-        except SystemExit as error:  # draccus parses with argparse, which exits on an unknown flag
-            raise ConfigurationError(["--robot: LeRobot refuses one of the --robot.* flags (see above)"]) from error
+            with contextlib.redirect_stderr(said):
+                return draccus.parse(_Flags, config_path=file.name if settings else None, args=list(flags)).robot
+        except (draccus.utils.DraccusException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError([f"--robot: LeRobot refuses this configuration: {_words(error)}"]) from error
+        except SystemExit as error:
+            # draccus parses with argparse, which prints a hundred lines of usage and exits on an unknown flag
+            reason = said.getvalue().rpartition("error: ")[2].strip()
+            fields = dataclasses.fields(RobotConfig.get_choice_class(named)) if named in known else ()
+            has = f". A {named} has {', '.join(f'--robot.{f.name}' for f in fields)}" if fields else ""
+            raise ConfigurationError([f"--robot: LeRobot refuses a flag: {reason}{has}"]) from error
 
 
 def make_robot(
@@ -209,6 +216,13 @@ def _named(settings: Mapping[str, Any], flags: Sequence[str]) -> str | None:
     """Returns the type in the user's words: LeRobot has several names for some robots, and tells the first."""
     from_flags = [flag.removeprefix("--robot.type=") for flag in flags if flag.startswith("--robot.type=")]
     return from_flags[-1] if from_flags else settings.get("type")
+
+
+def _words(error: Exception) -> str:
+    """Returns what draccus says, and behind it what the configuration's own check did."""
+    cause = error.__cause__
+    own = isinstance(cause, ValueError) and not isinstance(cause, draccus.utils.DraccusException)
+    return " ".join([*str(error).split(), *(str(cause).split() if own else ())])
 
 
 def _register_all() -> None:
