@@ -101,11 +101,13 @@ def _what_would_help(plan: Plan, costs: Costs, prediction: Prediction) -> str:
     )
     if prediction.latency > plan.max_action_age:
         limit = f"and no action is executed that is older than safety.max_action_age={plan.max_action_age:g} s"
+        other = "a larger safety.max_action_age, where the arm may act on what was seen that long ago"
     else:
         limit = f"and a chunk lasts {plan.actions_per_chunk / plan.fps:.2f} s"
+        other = "a policy with longer chunks"
     return (
         f"{prediction.idle_share:.0%} of the ticks will be idle: an answer takes {prediction.latency:.2f} s, {limit}. "
-        f"{most}, and so would a policy with longer chunks."
+        f"{most}, and so would {other}."
     )
 
 
