@@ -71,6 +71,15 @@ def test_an_answer_that_takes_longer_than_the_longest_chunk_is_told_as_such() ->
     assert "an answer takes 2.06 s, and a chunk lasts 1.67 s" in advice.why
 
 
+def test_frames_are_not_made_worse_where_that_spares_next_to_nothing() -> None:
+    """On a far link with a fast uplink the bytes are not what takes long."""
+    far = replace(FAST, round_trip=0.9, uplink=250e3, service=0.4, observation_bytes=18e3)
+    costs = {JPEG_90: far, JPEG_50: replace(far, observation_bytes=6e3)}
+    advice = recommend(PLAN, costs, JPEG_90, chunk_size=50)
+    assert advice.prediction.idle_share > NO_IDLE
+    assert advice.flags == ()
+
+
 def test_answers_that_are_too_old_when_they_come_are_told_as_such() -> None:
     advice = recommend(PLAN, {JPEG_90: replace(FAST, service=4.0)}, JPEG_90, chunk_size=300)
     assert "no action is executed that is older than safety.max_action_age=3 s" in advice.why
