@@ -66,7 +66,7 @@ def demo(settings: EdgeSettings, robot_flags: list[str], console: Console, *, th
         console.print(f"cameras: {output / 'cameras.png'}", highlight=False, markup=False)
     problems = verdict(result)
     for problem in problems:
-        console.print(Text.assemble(("not healthy:", "red"), f" {problem}"))
+        console.print(Text.assemble(("not healthy:", "red"), f" {problem}"), soft_wrap=True)
     if not problems:
         console.print("[green]healthy[/green]: chunks arrived in time, nothing was rejected", highlight=False)
     return result.exit_code or (exit_codes.FAILED if problems else exit_codes.DONE)
