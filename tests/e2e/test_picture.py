@@ -33,6 +33,7 @@ def run(service, arm, monkeypatch):
     [
         ("file/run.png", "file"),
         ("directory.png", "directory"),
+        ("run.pgf", "Expected a name that ends in one of"),
         ("run.xyz", "Expected a name that ends in one of .*png.* but found .*run.xyz"),
     ],
 )
