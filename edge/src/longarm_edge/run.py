@@ -406,12 +406,11 @@ def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> 
     run = Run(settings, robot, console, MonotonicClock(), Notifier(os.environ))
     result = run()
     if run.trace.ticks:
-        # Lines stay whole, for those who search a log or copy a path
-        console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False, soft_wrap=True)
+        terminal.tell(console, f"\n{render(result.summary)}\n")
     if settings.plot_path is not None and run.trace.ticks:
         try:
             draw(run.trace, settings.fps, settings.plot_path)
-            console.print(f"picture: {settings.plot_path}", highlight=False, markup=False, soft_wrap=True)
+            terminal.tell(console, f"picture: {settings.plot_path}")
         except Exception as error:  # noqa: BLE001  # however drawing fails, the run is over and went as it went
             logger.warning("no picture: %s cannot be written: %s", settings.plot_path, error)
     (logger.info if result.exit_code == exit_codes.DONE else logger.error)("%s", result.reason)

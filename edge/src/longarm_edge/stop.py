@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 HALT_ATTEMPTS = 3
 # The way back takes no longer than this, in seconds: service managers lose patience
 REST_LIMIT_SECONDS = 60.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal is gone, a window closed or a login lost, and nobody is there to see to the arm
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RobotError(Exception):
@@ -32,7 +33,7 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Counts SIGINT and SIGTERM, and raises Interrupted once there are more than patience.
+    """Counts STOP_SIGNALS, and raises Interrupted once there are more than patience.
 
     With patience 0, as during set-up, the first one raises. The control loop has a patience of 1: it sees the first in
     count and stops gently, and the second gets it out of anything that hangs.
@@ -46,7 +47,10 @@ class Signals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            # nohup has a run outlive its terminal
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -64,8 +68,12 @@ class Signals:
             raise Interrupted(self.last)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        # Kernel and shell both tell of a terminal that is gone. That is no second Ctrl-C
+        if number == signal.SIGHUP and self.last == name:
+            return
         self.count += 1
-        self.last = signal.Signals(number).name
+        self.last = name
         self.check()
 
 
