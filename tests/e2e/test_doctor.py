@@ -112,6 +112,16 @@ def test_chunks_that_are_too_short_for_the_policy_get_advice(examine, script) ->
     assert "fps" not in checks["advice"].fix, "the service would refuse another rate than the policy's"
 
 
+def test_answers_that_no_run_would_use_have_failed(examine, script) -> None:
+    script.seconds = 0.3
+    checks, findings, _ = examine(safety={"max_action_age": 0.2}, request_timeout=0.25)
+    assert checks["prediction"].verdict is Verdict.FAILED
+    assert "longer than safety.max_action_age=0.2 s: the arm never moves" in checks["prediction"].found
+    assert "none is waited for longer than request_timeout=0.25 s" in checks["deadline"].found
+    assert checks["deadline"].fix == "--request_timeout=1"
+    assert exit_code(findings) == exit_codes.FAILED
+
+
 def test_all_actions_of_a_chunk_are_advised_where_too_few_are_taken(examine, script) -> None:
     script.seconds = 0.4
     checks, _, _ = examine(actions_per_chunk=8)

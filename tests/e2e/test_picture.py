@@ -19,10 +19,11 @@ def run(service, arm, monkeypatch):
     """Returns a function that runs as the command does, with a picture at the end."""
     monkeypatch.setattr("longarm_edge.lerobot_robot.make_robot_from_config", lambda _: arm)
 
-    def run(plot: Path):
+    def run(plot: Path, shown: io.StringIO | None = None):
         values = {"server_address": service.address, "pretrained_name_or_path": "scripted", "metrics_port": 0}
         settings = EdgeSettings(_env_file=None, duration=0.5, plot=plot, **values)
-        return run_to_exit_code(settings, LeRobotRobot(arm.config, settings.fps), Console(file=io.StringIO()))
+        console = Console(file=shown or io.StringIO(), width=40)
+        return run_to_exit_code(settings, LeRobotRobot(arm.config, settings.fps), console)
 
     return run
 
@@ -32,6 +33,7 @@ def run(service, arm, monkeypatch):
     [
         ("file/run.png", "file"),
         ("directory.png", "directory"),
+        ("run.pgf", "Expected a name that ends in one of"),
         ("run.xyz", "Expected a name that ends in one of .*png.* but found .*run.xyz"),
     ],
 )
@@ -55,3 +57,12 @@ def test_one_that_fails_after_all_costs_a_line_and_nothing_else(run, arm, caplog
 def test_it_is_written_where_it_should_be_and_nothing_beside_it(run, tmp_path) -> None:
     run(tmp_path / "new" / "picture")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture"]
+
+
+def test_the_summary_and_the_path_are_not_broken_into_pieces(run, tmp_path) -> None:
+    """Where no terminal tells its width it is 80, and a line of counts is longer than that."""
+    shown, path = io.StringIO(), tmp_path / f"{'long-' * 10}name.png"
+    run(path, shown)
+    lines = shown.getvalue().splitlines()
+    assert f"picture: {path}" in lines
+    assert any(line.startswith("ticks") and line.endswith("later than 2 ms") for line in lines)

@@ -277,6 +277,17 @@ def test_a_disk_that_is_nearly_full_is_refused_before_the_robot_is_touched(edge,
     assert not (tmp_path / "episodes").exists()
 
 
+@pytest.mark.parametrize("name", ["take [2]", "a::b"])
+def test_a_name_that_lerobot_could_not_read_again_is_refused(edge, tmp_path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="could never read a dataset there"):
+        edge(record=settings(tmp_path / name))
+
+
+def test_what_is_to_be_resumed_has_to_be_named(edge) -> None:
+    with pytest.raises(ConfigurationError, match=r"say which with --record DIR"):
+        edge(record=RecordSettings(resume=True))
+
+
 def test_a_rate_that_no_dataset_has_is_refused(edge, tmp_path) -> None:
     with pytest.raises(ConfigurationError, match=r"whole frames per second.*29\.97"):
         edge(fps=29.97, record=settings(tmp_path / "episodes"))

@@ -71,7 +71,7 @@ def camera(**fields: object) -> dict[str, object]:
         ({"cameras": camera(type="opencvv")}, [], "Couldn't find a choice class for 'opencvv'"),
         ({}, ["--robot.cameras={front: {type: opencv, index_or_path: 0}}"], "Specifying '(width|height)' is required"),
         ({}, ["--robot.cameras={front: {type: opencv"], "flow mapping"),
-        ({}, ["--robot.wheels=4"], "--robot: LeRobot refuses .*: unrecognized arguments: --robot.wheels=4$"),
+        ({}, ["--robot.wheels=4"], "--robot: LeRobot refuses .*: unrecognized arguments: --robot.wheels=4"),
     ],
 )
 def test_what_lerobot_refuses_is_told_with_its_cause(
@@ -294,3 +294,23 @@ def test_the_step_of_a_reading_is_told_when_no_command_is_on_its_way(tmp_path, m
     writer.join(5)
     reader.join(5)
     assert readings == [8]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--robot.prt=/dev/x"], "unrecognized arguments: --robot.prt=/dev/x. A so101_follower has --robot.port, "),
+        (["--robot.port=/dev/x", "--robot.cameras={front"], "expected ',' or '}'"),
+        (
+            ["--robot.port=/dev/x", "--robot.cameras={front: {type: opencv, index_or_path: 0, width: 640}}"],
+            "Specifying 'height' is required",
+        ),
+    ],
+)
+def test_a_flag_that_lerobot_refuses_is_told_in_one_line(flags: list[str], message: str, capfd) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        make_robot({}, ["--robot.type=so101_follower", *flags], 30)
+    (problem,) = refused.value.problems
+    assert message in problem
+    assert "\n" not in problem
+    assert capfd.readouterr().err == ""

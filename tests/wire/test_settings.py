@@ -169,6 +169,8 @@ VALUES: list[tuple[str, str, Any]] = [
     ("names", "x,y", ("x", "y")),
     ("plot", "run.png", Path("run.png")),
     ("plot", "", None),
+    ("plot", "~/run.png", Path.home() / "run.png"),
+    ("plot", "~nobody-of-this-name/run.png", Path("~nobody-of-this-name/run.png")),
 ]  # fmt: skip
 
 
@@ -284,6 +286,21 @@ def test_several_misspelt_variables_are_all_named(monkeypatch: pytest.MonkeyPatc
 def test_an_env_file_that_is_not_there_or_a_folder_is_none() -> None:
     Path(".env").mkdir()
     assert load() == load()
+
+
+def test_a_line_of_the_env_file_that_cannot_be_read_is_an_error() -> None:
+    """Left out, a bound on the arm would be off without a word. Lines about other things are others' business."""
+    dotenv(f"OTHER WORDS\nLONGARM_EDGE_FPS=15\nLONGARM_EDGE_TOKEN='{SECRET}\n")
+    assert refused() == (".env, line 3: expected NAME=value with quotes that end",)
+    dotenv("OTHER WORDS\nLONGARM_EDGE_FPS=15\n")
+    assert load().fps == 15
+
+
+def test_an_env_file_that_is_no_text_is_an_error() -> None:
+    """As an editor that writes UTF-16 leaves it."""
+    Path(".env").write_text("LONGARM_EDGE_FPS=15\n", encoding="utf-16")
+    (problem,) = refused()
+    assert problem.startswith(".env cannot be read as UTF-8 text: ")
 
 
 INVALID = [

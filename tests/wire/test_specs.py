@@ -91,6 +91,7 @@ def test_a_missing_camera_names_the_rename_that_mends_it() -> None:
         ((TOP, SIDE), {FRONT: TOP, WRIST: TOP}),
         ((TOP, SIDE), {FRONT: "observation.images.nothing"}),
         ((FRONT, SIDE), {WRIST: "observation.images.sode"}),
+        ((SIDE, FRONT), {FRONT: TOP}),
     ],
 )
 def test_the_last_rename_printed_mends_everything(wanted: tuple[str, ...], rename_map: dict[str, str]) -> None:
@@ -100,6 +101,11 @@ def test_the_last_rename_printed_mends_everything(wanted: tuple[str, ...], renam
     agreement = agree(ROBOT, policy, printed_rename(lines[-1]))
     assert sorted(agreement.policy_keys.values()) == sorted(wanted)
     assert sorted(agreement.policy_keys) == ["front", "wrist"]
+
+
+def test_a_camera_that_was_renamed_away_is_not_said_to_be_missing() -> None:
+    (line,) = problems(ROBOT, POLICY, {FRONT: TOP})
+    assert f"which the robot has and rename_map renames to {TOP!r}. Leave that entry out." in line
 
 
 def test_too_few_cameras() -> None:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.live import Live
@@ -53,6 +53,15 @@ def set_up_logging(level: str, console: Console) -> None:
     # Other libraries only when something is wrong: LeRobot and its friends talk a lot
     logging.basicConfig(level="WARNING", handlers=[handler], force=True)
     logging.getLogger("longarm_edge").setLevel(level.upper())
+
+
+def tell(console: Console, text: str) -> None:
+    """Prints text as it is. Lines stay whole, for those who search a log or copy a path.
+
+    A terminal that is gone costs the words and nothing else.
+    """
+    with suppress(OSError):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -43,12 +43,11 @@ def demo(settings: EdgeSettings, robot_flags: list[str], console: Console, *, th
     tunnel, as a rented machine would be.
     """
     output = OUTPUT
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoint = output / "checkpoint"
-    if not (checkpoint / "config.json").is_file():
-        console.print("making a small ACT policy with random weights", highlight=False)
-        command = [_command("longarm-sim-checkpoint"), str(checkpoint)]
-        subprocess.run(command, env=environment_for_others(), check=True)  # noqa: S603
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoint = _checkpoint(output, console)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigurationError([f"The demo keeps its files in {output.resolve()}: {error}"]) from error
     robot_settings = {"type": "longarm_sim", "id": "demo", **settings.robot}
     robot = _Remembering(make_robot(robot_settings, robot_flags, settings.fps))
     with _service(output, checkpoint) as (port, metrics_port), ExitStack() as stack:
@@ -66,7 +65,7 @@ def demo(settings: EdgeSettings, robot_flags: list[str], console: Console, *, th
         console.print(f"cameras: {output / 'cameras.png'}", highlight=False, markup=False)
     problems = verdict(result)
     for problem in problems:
-        console.print(Text.assemble(("not healthy:", "red"), f" {problem}"))
+        console.print(Text.assemble(("not healthy:", "red"), f" {problem}"), soft_wrap=True)
     if not problems:
         console.print("[green]healthy[/green]: chunks arrived in time, nothing was rejected", highlight=False)
     return result.exit_code or (exit_codes.FAILED if problems else exit_codes.DONE)
@@ -90,6 +89,17 @@ def verdict(result: RunResult) -> list[str]:
         if summary.observations[outcome]
     ]
     return problems
+
+
+def _checkpoint(output: Path, console: Console) -> Path:
+    """Returns the demo's policy, made if it is not there yet; one that was interrupted is not there."""
+    checkpoint, unfinished = output / "checkpoint", output / "checkpoint.unfinished"
+    if not checkpoint.is_dir():
+        console.print("making a small ACT policy with random weights", highlight=False)
+        command = [_command("longarm-sim-checkpoint"), str(unfinished)]
+        subprocess.run(command, env=environment_for_others(), check=True)  # noqa: S603
+        unfinished.rename(checkpoint)
+    return checkpoint
 
 
 class _Remembering:

@@ -87,7 +87,7 @@ def _job(where: str, spec: RobotSpec) -> dict[str, Any]:
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise ConfigurationError([NO_SCREEN])
     elif where.endswith(".rrd"):
-        where = str(Path(where).resolve())
+        where = str(Path(where).expanduser().resolve())
     elif not host or not port.isdigit():
         raise ConfigurationError([f"--display: expected spawn, HOST:PORT or FILE.rrd but found {where!r}"])
     return {

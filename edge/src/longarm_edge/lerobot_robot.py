@@ -76,7 +76,9 @@ def parse_robot(settings: Mapping[str, Any], flags: Sequence[str]) -> RobotConfi
             raise ConfigurationError([f"--robot: LeRobot refuses this configuration: {_in_full(error)}"]) from error
         except SystemExit as error:
             why = said.getvalue().strip().rpartition("error: ")[2]
-            raise ConfigurationError([f"--robot: LeRobot refuses one of the --robot.* flags: {why}"]) from error
+            fields = dataclasses.fields(RobotConfig.get_choice_class(named)) if named in known else ()
+            has = f". A {named} has {', '.join(f'--robot.{f.name}' for f in fields)}" if fields else ""
+            raise ConfigurationError([f"--robot: LeRobot refuses one of the --robot.* flags: {why}{has}"]) from error
 
 
 def make_robot(
@@ -233,7 +235,7 @@ def _in_full(error: BaseException) -> str:
     innermost = error
     while cause := innermost.__cause__ or (None if innermost.__suppress_context__ else innermost.__context__):
         innermost = cause
-    said, cause_said = str(error).strip(), str(innermost).strip()
+    said, cause_said = (" ".join(str(one).split()) for one in (error, innermost))  # in one line
     return said if cause_said in said else f"{said} ({cause_said})"
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import re
 import shutil
 from typing import Any
 
@@ -25,6 +26,8 @@ QUEUE_SECONDS = 30.0
 START_SECONDS = 120.0
 # Encoding is done as frames come; what is left is flushing. Images are packed at the end, and take their time
 SAVE_SECONDS = 120.0
+# What the library below LeRobotDataset does not take for the name of a directory
+PATTERN = re.compile(r"\[.*\]|::")
 NEEDED = ("datasets", "pyarrow", "pandas", "av")
 
 
@@ -35,7 +38,8 @@ class Recorder:
         """Makes a recorder at rest.
 
         Raises:
-          ConfigurationError: A package is missing, the directory is taken, or a dataset cannot have this rate.
+          ConfigurationError: A package is missing, the directory is taken or cannot be read again, or a dataset cannot
+            have this rate.
         """
         self._settings = settings
         self._trace = trace
@@ -113,6 +117,10 @@ def _job(settings: EdgeSettings, spec: RobotSpec) -> dict[str, Any]:
             [f"--record: expected whole frames per second, as LeRobotDataset has, but found fps={settings.fps:g}"]
         )
     root = record.dir.resolve()
+    if PATTERN.search(str(root)):
+        raise ConfigurationError(
+            [f"--record: {root}: LeRobot takes [ ] and :: for a pattern and could never read a dataset there"]
+        )
     cut_short = is_unfinished(root)
     if record.resume and not cut_short and not (root / "meta/info.json").is_file():
         raise ConfigurationError([f"--record.resume: expected a LeRobotDataset in {root} but found none"])

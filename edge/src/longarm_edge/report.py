@@ -11,6 +11,9 @@ from longarm_edge.action_queue import Drop
 from longarm_edge.metrics import Observation, Recorded, Stage, Tick
 from longarm_edge.trace import LATE_SECONDS, RequestRecord, TickRecord, Trace
 
+# More lines than this would be one grey block behind the queue
+MERGES_DRAWN = 300
+
 
 @dataclass(frozen=True)
 class Quantiles:
@@ -134,7 +137,8 @@ def check_picture(path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    known = FigureCanvasAgg(Figure()).get_supported_filetypes()
+    # pgf is drawn by a TeX that hardly any robot's laptop has
+    known = FigureCanvasAgg(Figure()).get_supported_filetypes().keys() - {"pgf"}
     if _format(path) not in known:
         raise ValueError(f"Expected a name that ends in one of {', '.join(sorted(known))} but found {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +169,9 @@ def draw(trace: Trace, fps: float, path: Path) -> None:
     at = [t.at - start for t in ticks]
     depth.plot(at, [t.depth for t in ticks], color="tab:blue", linewidth=1.2)
     merged = [r.at - start for r in requests if ticks and r.at >= ticks[0].at]
-    depth.vlines(merged, 0, 1, transform=depth.get_xaxis_transform(),
-                 color="0.85", linewidth=1, zorder=0, label="chunk merged")  # fmt: skip
+    if len(merged) <= MERGES_DRAWN:
+        depth.vlines(merged, 0, 1, transform=depth.get_xaxis_transform(),
+                     color="0.85", linewidth=1, zorder=0, label="chunk merged")  # fmt: skip
     idle = [t.at - start for t in ticks if t.outcome in (Tick.IDLE, Tick.STALE)]
     depth.plot(idle, [0] * len(idle), "|", color="tab:red", markersize=14, label="idle tick")
     depth.set_ylabel("queue depth\n(actions)")

@@ -1,7 +1,6 @@
 """One run: everything is put together here, started in order, and taken apart in the reverse order whatever happens."""
 
 import atexit
-import contextlib
 import gc
 import logging
 import math
@@ -419,13 +418,12 @@ def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> 
 
 def _tell(run: Run, result: RunResult) -> None:
     settings, console = run.settings, run.console
-    with contextlib.suppress(OSError):  # the terminal was closed
-        if run.trace.ticks:
-            console.print(f"\n{render(result.summary)}\n", highlight=False, markup=False)
+    if run.trace.ticks:
+        terminal.tell(console, f"\n{render(result.summary)}\n")
     if settings.plot_path is not None and run.trace.ticks:
         try:
             draw(run.trace, settings.fps, settings.plot_path)
-            console.print(f"picture: {settings.plot_path}", highlight=False, markup=False)
+            terminal.tell(console, f"picture: {settings.plot_path}")
         except Exception as error:  # noqa: BLE001  # however drawing fails, the run is over and went as it went
             logger.warning("no picture: %s cannot be written: %s", settings.plot_path, error)
     (logger.info if result.exit_code == exit_codes.DONE else logger.error)("%s", result.reason)

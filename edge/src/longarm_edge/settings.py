@@ -177,7 +177,7 @@ class EdgeSettings(ProcessSettings):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = DEFAULT_JPEG_QUALITY
     """JPEG quality, 1 to 100."""
 
-    duration: Annotated[float, Field(ge=0)] = 0
+    duration: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
     """Seconds to run. 0: until stopped."""
     connect_timeout: Positive = 60.0
     """Seconds to wait for the service at start."""

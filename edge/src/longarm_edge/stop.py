@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 HALT_ATTEMPTS = 3
 # The way back takes no longer than this, in seconds: service managers lose patience
 REST_LIMIT_SECONDS = 60.0
+# SIGHUP: the terminal is gone, a window closed or a login lost, and nobody is there to see to the arm
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,6 +50,7 @@ class Signals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
+        # nohup has a run outlive its terminal
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
         self._previous = {n: signal.signal(n, self._handle) for n in STOP_SIGNALS if n not in ignored}
         return self
@@ -68,6 +70,7 @@ class Signals:
             raise Interrupted(self.last)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        # Kernel and shell both tell of a terminal that is gone. That is no second Ctrl-C
         if number == signal.SIGHUP and self._hung_up:
             return
         self._hung_up |= number == signal.SIGHUP

@@ -8,6 +8,7 @@ from longarm_edge.recorder import START_SECONDS, Recorder
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import EdgeSettings
 from longarm_edge.trace import Trace
+from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import RobotSpec
 
 
@@ -20,7 +21,13 @@ class Watchers:
     """
 
     def __init__(self, settings: EdgeSettings, spec: RobotSpec, trace: Trace) -> None:
-        """Makes them at rest. Raises ConfigurationError as Recorder and Display do."""
+        """Makes them at rest.
+
+        Raises:
+          ConfigurationError: As Recorder and Display say, or nothing is named to resume.
+        """
+        if settings.record.resume and settings.record.dir is None:
+            raise ConfigurationError(["--record.resume names no dataset: say which with --record DIR"])
         self._recorder = Recorder(settings, spec, trace) if settings.record.dir is not None else None
         display = Display(settings.display, spec) if settings.display else None
         self.sinks = [sink for sink in (self._recorder, display) if sink is not None]

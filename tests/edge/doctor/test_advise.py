@@ -62,7 +62,8 @@ def test_what_cannot_be_mended_by_settings_is_said_with_what_would_help(slow: di
     advice = recommend(PLAN, {JPEG_90: replace(FAST, **slow)}, JPEG_90, chunk_size=50)
     assert advice.flags == ()
     assert words in advice.why
-    assert "a policy with longer chunks" in advice.why
+    longer = "a policy with longer chunks"
+    assert (longer in advice.why) == (slow.get("service", 0) < PLAN.max_action_age)
 
 
 def test_an_answer_that_takes_longer_than_the_longest_chunk_is_told_as_such() -> None:
@@ -70,9 +71,20 @@ def test_an_answer_that_takes_longer_than_the_longest_chunk_is_told_as_such() ->
     assert "an answer takes 2.06 s, and a chunk lasts 1.67 s" in advice.why
 
 
+def test_frames_are_not_made_worse_where_that_spares_next_to_nothing() -> None:
+    """On a far link with a fast uplink the bytes are not what takes long."""
+    far = replace(FAST, round_trip=0.9, uplink=250e3, service=0.4, observation_bytes=18e3)
+    costs = {JPEG_90: far, JPEG_50: replace(far, observation_bytes=6e3)}
+    advice = recommend(PLAN, costs, JPEG_90, chunk_size=50)
+    assert advice.prediction.idle_share > NO_IDLE
+    assert advice.flags == ()
+
+
 def test_answers_that_are_too_old_when_they_come_are_told_as_such() -> None:
     advice = recommend(PLAN, {JPEG_90: replace(FAST, service=4.0)}, JPEG_90, chunk_size=300)
     assert "no action is executed that is older than safety.max_action_age=3 s" in advice.why
+    assert "so would a larger safety.max_action_age" in advice.why
+    assert "longer chunks" not in advice.why, "they would be as old"
 
 
 @pytest.mark.parametrize("service", [0.1, 0.4, 2.0, 8.0])

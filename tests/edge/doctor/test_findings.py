@@ -1,10 +1,11 @@
 """How findings are shown: what robots and machines say is printed word for word."""
 
 import io
+import json
 
 from rich.console import Console
 
-from longarm_edge.doctor.findings import Finding, Verdict, show
+from longarm_edge.doctor.findings import Finding, Verdict, as_json, show
 
 FOREIGN = [
     Finding("host key", Verdict.FAILED, 'changed: ssh-keygen -R "[gpu.example.com]:20567"', 'ssh-keygen -R "[h]:1"'),
@@ -27,3 +28,13 @@ def test_a_terminal_gets_colours() -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=True, record=True)
     show(FOREIGN, console)
     assert "\x1b[1;31mfailed" in console.export_text(styles=True)
+
+
+def test_a_link_too_fast_to_measure_is_null_in_json() -> None:
+    """Infinity is what Python writes and no other program reads."""
+
+    def refuse(word: str) -> float:
+        raise ValueError(word)
+
+    text = as_json([], {"costs": {"uplink": float("inf"), "round_trip": 0.1}})
+    assert json.loads(text, parse_constant=refuse)["costs"] == {"uplink": None, "round_trip": 0.1}

@@ -1,10 +1,12 @@
 """What a settings class declares: its leaves, their defaults, and values as text in both directions."""
 
+import contextlib
 import enum
 import json
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
@@ -53,8 +55,9 @@ def resolve(settings: BaseModel, path: str) -> Any:
 def decoded(info: FieldInfo, value: Any) -> Any:
     """Returns text as the setting's validation wants it; what is no text stays as it is.
 
-    Empty, null and None mean None where a setting may be None. Containers are JSON, unless marked NoDecode. Text that
-    cannot be decoded stays, so that validation refuses it and names the setting.
+    Empty, null and None mean None where a setting may be None. Containers are JSON, unless marked NoDecode. A path may
+    begin with ~: no shell looks at a variable, nor into --flag=~/file. Text that cannot be decoded stays, so that
+    validation refuses it and names the setting.
     """
     if not isinstance(value, str):
         return value
@@ -66,6 +69,9 @@ def decoded(info: FieldInfo, value: Any) -> Any:
             return TypeAdapter(bool).validate_python(value)
         except ValidationError:
             return value
+    if Path in alternatives:
+        with contextlib.suppress(RuntimeError):  # there is no such user
+            return Path(value).expanduser()
     if NoDecode not in info.metadata and any(_origin(a) in _CONTAINERS for a in alternatives):
         try:
             return json.loads(value)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -72,11 +72,14 @@ class ProcessSettings(BaseSettings):
           **overrides: Values that win over everything else.
 
         Raises:
-          ConfigurationError: A value is invalid, or a LONGARM_* variable is unknown.
+          ConfigurationError: A value is invalid, a LONGARM_* variable is unknown, or .env cannot be read.
           SystemExit: 2 on an unknown flag and on a secret as a flag, 0 after --help.
         """
         flags = parse(cls, arguments, program)
-        unknown = cls._unknown_variables()
+        try:
+            unknown = cls._unknown_variables()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError([f".env cannot be read as UTF-8 text: {error}"]) from None
         if unknown:
             raise ConfigurationError(unknown)
         try:
@@ -121,9 +124,8 @@ class ProcessSettings(BaseSettings):
         prefix = cls.model_config.get("env_prefix", "")
         known = cls.variables()
         file = cls.model_config.get("env_file")
-        from_file = dotenv_values(Path(str(file))) if file and Path(str(file)).is_file() else {}
+        from_file, problems = _read(Path(str(file))) if file and Path(str(file)).is_file() else ([], [])
         given = {name.upper(): name for name in sorted({*os.environ, *from_file})}
-        problems = []
         for upper, name in given.items():
             foreign = upper.startswith(KNOWN_PREFIXES) and not upper.startswith(prefix)
             if not upper.startswith("LONGARM_") or foreign or upper in known:
@@ -161,6 +163,21 @@ class ProcessSettings(BaseSettings):
                 message += f", found {MASK if is_secret(known[path]) else _printable(problem['input'])}"
             lines.setdefault(where, []).append(message)
         return [f"{where}: {'; '.join(texts)}" if where else "; ".join(texts) for where, texts in lines.items()]
+
+
+def _read(file: Path) -> tuple[list[str], list[str]]:
+    """Returns the names in file, and what is wrong with lines about settings: unread, a bound would be off in silence.
+
+    A line is told by its number alone: it may hold a secret.
+    """
+    with file.open(encoding="utf-8") as lines:
+        bindings = list(parse_stream(lines))
+    names = [binding.key for binding in bindings if binding.key is not None]
+    return names, [
+        f"{file}, line {binding.original.line}: expected NAME=value with quotes that end"
+        for binding in bindings
+        if binding.error and "LONGARM_" in binding.original.string.upper()
+    ]
 
 
 def _hint(name: str, prefix: str, known: Iterable[str]) -> str:

@@ -209,8 +209,17 @@ def _camera_problems(
     spare = [key for key, camera in robot_keys.items() if not any(offered.get(w) is camera for w in wanted)]
     # What mends everything at once: the renames of today that make sense, and the new ones
     mended = {key: value for key, value in rename_map.items() if key in robot_keys}
-    missing = [key for key in wanted if key not in offered]
+    # A camera that has the name already comes first: it is not to be given to another
+    missing = sorted((key for key in wanted if key not in offered), key=lambda key: key not in spare)
     for key in missing:
+        if key in spare:
+            spare.remove(key)
+            del mended[key]
+            yield (
+                f"The policy looks at {key!r}, which the robot has and rename_map renames to {rename_map[key]!r}. "
+                "Leave that entry out."
+            )
+            continue
         if not spare:
             yield (
                 f"The policy looks at {key!r} and the robot has no camera left for it. It has "

@@ -10,6 +10,8 @@ from longarm_wire.images import Codec
 
 # Share of idle ticks that counts as none: an outlier in a simulated run
 NO_IDLE = 0.002
+# Where no setting is enough, one that spares fewer idle ticks than this share is not worth what it costs
+WORTHWHILE = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Recommendation:
 
 
 def recommend(plan: Plan, costs: Mapping[Packing, Costs], packing: Packing, chunk_size: int) -> Recommendation:
-    """Returns the smallest change of settings that leaves no idle tick, or the one with the fewest.
+    """Returns the smallest change of settings that leaves no idle tick, or about as few as any.
 
     Tried in this order: nothing, automatic replanning, all actions of a chunk, fewer bytes a frame. With real-time
     chunking the horizon is made as long as each of them needs it. The rate is not for the doctor to change: it belongs
@@ -55,8 +57,9 @@ def recommend(plan: Plan, costs: Mapping[Packing, Costs], packing: Packing, chun
     for candidate, p in candidates:
         fitting = replace(candidate, horizon=_horizon(candidate, costs[p].latency))
         outcomes.append((fitting, p, predict(costs[p], fitting)))
-    chosen = next((o for o in outcomes if o[2].idle_share <= NO_IDLE), min(outcomes, key=lambda o: o[2].idle_share))
-    best, best_packing, prediction = chosen
+    fewest = min(o[2].idle_share for o in outcomes)
+    enough = NO_IDLE if fewest <= NO_IDLE else fewest + WORTHWHILE
+    best, best_packing, prediction = next(o for o in outcomes if o[2].idle_share <= enough)
     changes = {
         "replan": (plan.replan.value, best.replan.value),
         "actions_per_chunk": (plan.actions_per_chunk, best.actions_per_chunk),
@@ -101,11 +104,13 @@ def _what_would_help(plan: Plan, costs: Costs, prediction: Prediction) -> str:
     )
     if prediction.latency > plan.max_action_age:
         limit = f"and no action is executed that is older than safety.max_action_age={plan.max_action_age:g} s"
+        other = "a larger safety.max_action_age, where the arm may act on what was seen that long ago"
     else:
         limit = f"and a chunk lasts {plan.actions_per_chunk / plan.fps:.2f} s"
+        other = "a policy with longer chunks"
     return (
         f"{prediction.idle_share:.0%} of the ticks will be idle: an answer takes {prediction.latency:.2f} s, {limit}. "
-        f"{most}, and so would a policy with longer chunks."
+        f"{most}, and so would {other}."
     )
 
 

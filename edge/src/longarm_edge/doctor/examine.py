@@ -1,6 +1,7 @@
 """The examination: every check in the order in which a run would stumble over it, then measurements and advice."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +12,7 @@ from longarm_edge.doctor.advise import NO_IDLE, Packing, recommend
 from longarm_edge.doctor.findings import Finding, Steps, Verdict, worst
 from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
 from longarm_edge.doctor.measure import Measured, measure
-from longarm_edge.doctor.predict import Plan, predict
+from longarm_edge.doctor.predict import Plan, Prediction, predict
 from longarm_edge.doctor.tunnel_checks import check_tunnel
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
 from longarm_edge.motion import Motion
@@ -167,7 +168,7 @@ class Examination:
         yield from self._tell(measured, plan, packing, session.chunk_size)
 
     def _tell(self, measured: Measured, plan: Plan, packing: Packing, chunk_size: int) -> Iterator[Finding]:
-        costs = measured.costs[packing]
+        settings, costs = self.settings, measured.costs[packing]
         uplink = "too fast to tell" if costs.uplink == float("inf") else f"{costs.uplink * 8 / 1e6:.1f} Mbit/s up"
         yield Finding("network", Verdict.OK, f"round trip {costs.round_trip * 1000:.1f} ms, {uplink}")
         yield Finding(
@@ -178,17 +179,16 @@ class Examination:
         )
         yield Finding("chunk", Verdict.OK, f"{measured.chunk_seconds * 1000:.0f} ms on the service")
         prediction = predict(costs, plan)
-        idle = prediction.idle_share > NO_IDLE
-        lasts = plan.actions_per_chunk / plan.fps
-        stands = f"; a chunk lasts {lasts * 1000:.0f} ms: the arm stands until the next comes"
-        yield Finding(
-            "prediction",
-            Verdict.WARNING if idle else Verdict.OK,
-            f"observation to action {prediction.latency * 1000:.0f} ms, idle ticks {prediction.idle_share:.1%}, "
-            f"action age {prediction.age_mean * 1000:.0f} ms on average, {prediction.age_max * 1000:.0f} ms at most, "
-            f"{prediction.uplink_bytes_per_second * 8 / 1e6:.2f} Mbit/s up"
-            f"{stands if prediction.latency >= lasts else ''}",
-        )
+        yield _predicted(prediction, plan)
+        answer = costs.latency - costs.capture - costs.encode
+        if answer > settings.request_timeout:
+            yield Finding(
+                "deadline",
+                Verdict.FAILED,
+                f"an answer takes {answer:.1f} s and none is waited for longer than "
+                f"request_timeout={settings.request_timeout:g} s",
+                f"--request_timeout={math.ceil(2 * answer)}",
+            )
         period = 1 / plan.fps
         if costs.capture > 0.8 * period:
             yield Finding(
@@ -204,3 +204,20 @@ class Examination:
             "prediction": asdict(prediction),
             "recommendation": {"flags": advice.flags, "why": advice.why, "prediction": asdict(advice.prediction)},
         }
+
+
+def _predicted(prediction: Prediction, plan: Plan) -> Finding:
+    latency = f"observation to action {prediction.latency * 1000:.0f} ms"
+    if not math.isfinite(prediction.age_max):
+        limit = f"safety.max_action_age={plan.max_action_age:g} s"
+        return Finding("prediction", Verdict.FAILED, f"{latency}, longer than {limit}: the arm never moves")
+    lasts = plan.actions_per_chunk / plan.fps
+    stands = f"; a chunk lasts {lasts * 1000:.0f} ms: the arm stands until the next comes"
+    return Finding(
+        "prediction",
+        Verdict.WARNING if prediction.idle_share > NO_IDLE else Verdict.OK,
+        f"{latency}, idle ticks {prediction.idle_share:.1%}, "
+        f"action age {prediction.age_mean * 1000:.0f} ms on average, {prediction.age_max * 1000:.0f} ms at most, "
+        f"{prediction.uplink_bytes_per_second * 8 / 1e6:.2f} Mbit/s up"
+        f"{stands if prediction.latency >= lasts else ''}",
+    )

@@ -1,6 +1,7 @@
 """What a check found, and how a list of findings is shown."""
 
 import json
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -65,10 +66,23 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 
 
 def as_json(findings: Sequence[Finding], measured: dict[str, Any]) -> str:
-    """Returns findings and what was measured as one JSON object for scripts."""
+    """Returns findings and what was measured as one JSON object for scripts. What has no bound is null."""
     document = {
         "verdict": worst(findings).value,
         "findings": [asdict(f) for f in findings],
         **measured,
     }
-    return json.dumps(document, indent=2)
+    return json.dumps(_bounded(document), indent=2, allow_nan=False)
+
+
+def _bounded(value: Any) -> Any:
+    """Returns value without infinities, for which JSON has no word."""
+    match value:
+        case dict():
+            return {key: _bounded(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_bounded(part) for part in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
