@@ -224,3 +224,19 @@ def test_a_link_slower_than_its_chunks_is_healthy_on_healthz_and_stalls_when_the
         end()
 
     assert e.go(watch).exit_code == exit_codes.DONE
+
+
+def test_a_robot_that_takes_longer_than_a_period_for_a_command_is_looked_at_between_them(edge, arm, script) -> None:
+    """Else the arm plays chunks of 3 s that rest on what was seen at their beginning."""
+    script.spec = replace(DEFAULT_SPEC, chunk_size=75)
+    send = arm.send_action
+
+    def slowly(action: dict[str, float]) -> dict[str, float]:
+        time.sleep(0.05)
+        return send(action)
+
+    arm.send_action = slowly
+    result = edge(duration=4.0).go()
+    assert result.summary.observations[Observation.ANSWERED] > 10
+    steps = np.diff([command[0] for _, command in arm.commands])
+    assert (steps == 1).all(), "what is seen belongs to a step for sure"

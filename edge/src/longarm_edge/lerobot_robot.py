@@ -164,11 +164,12 @@ class LeRobotRobot:
             step=step,
         )
 
-    def send(self, command: np.ndarray) -> None:
-        """Sends one command, float32 of shape (action_names), robot units."""
+    def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
+        """Sends one command, float32 of shape (action_names), robot units, and tells sent before anything is read."""
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
         with self._turns.take():
             self._robot.send_action(action)
+            sent()
 
     def take_over(self, seconds: float) -> bool:
         """Waits for a call in flight, and then for none any more; see longarm_edge.robot.Robot."""

@@ -201,7 +201,7 @@ class Run:
             self.clock,
             settings.fps,
             next_tick=lambda: arm.loop.next_tick if arm.loop else 0,
-            next_step=lambda: self.queue.next_step,
+            next_step=lambda: arm.loop.next_step if arm.loop else 0,
             kept=CAPTURES_SHARED if self._watchers.sinks else 1,
         )
         sinks = self._watchers.sinks
