@@ -5,6 +5,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,6 +253,26 @@ def test_a_robot_that_stutters_is_asked_again(edge, arm) -> None:
         arm.read_faults = [ConnectionError("Incorrect status packet!")]
 
     result = e.go(stutter)
+    assert result.summary.observations[Observation.UNREADABLE] == 1
+    assert result.summary.idle_after_first_second == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (48, 64), (48, 64, 4)], ids=["empty", "gray", "four channels"])
+def test_a_broken_frame_costs_one_observation(edge, arm, shape: tuple[int, ...]) -> None:
+    e = edge(duration=3.0)
+    observe = arm.get_observation
+
+    def break_one(run: Run) -> None:
+        until(lambda: executed(run) > 10, "streaming")
+
+        def broken() -> dict[str, Any]:
+            arm.get_observation = observe
+            return {**observe(), "front": np.zeros(shape, np.uint8)}
+
+        arm.get_observation = broken
+
+    result = e.go(break_one)
+    assert result.exit_code == exit_codes.DONE, result.reason
     assert result.summary.observations[Observation.UNREADABLE] == 1
     assert result.summary.idle_after_first_second == 0
 

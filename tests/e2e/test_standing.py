@@ -147,6 +147,23 @@ def test_what_limits_the_chunks_is_named_where_answers_are_slow(edge, script, ca
     assert any("actions_per_chunk=10" in record.message for record in caplog.records)
 
 
+def test_short_chunks_that_come_in_time_are_no_stall(edge, script) -> None:
+    """The queue is empty for a moment before each of them, and the arm moves at every tick."""
+    script.spec, script.seconds = replace(DEFAULT_SPEC, chunk_size=1), 0.005
+    e = edge(duration=3.0, fps=20)
+    states: set[LinkState] = set()
+
+    def watch(run: Run) -> None:
+        until(lambda: run.trace.observation_counts[Observation.ANSWERED] > 5, "chunks come")
+        before = idle(run)
+        until(lambda: states.add(run.link_state()) or len(run.trace.ticks) > 50, "most of the run")
+        if idle(run) > before:  # a machine that stalls made one late
+            states.clear()
+
+    assert e.go(watch).exit_code == exit_codes.DONE
+    assert LinkState.STALLED not in states
+
+
 def test_a_policy_that_is_slow_now_and_then_keeps_the_link_healthy(edge, arm, script) -> None:
     """One answer in six takes longer than a chunk lasts: the others are asked for as early as ever."""
     script.spec = replace(DEFAULT_SPEC, chunk_size=15)
@@ -224,3 +241,19 @@ def test_a_link_slower_than_its_chunks_is_healthy_on_healthz_and_stalls_when_the
         end()
 
     assert e.go(watch).exit_code == exit_codes.DONE
+
+
+def test_a_robot_that_takes_longer_than_a_period_for_a_command_is_looked_at_between_them(edge, arm, script) -> None:
+    """Else the arm plays chunks of 3 s that rest on what was seen at their beginning."""
+    script.spec = replace(DEFAULT_SPEC, chunk_size=75)
+    send = arm.send_action
+
+    def slowly(action: dict[str, float]) -> dict[str, float]:
+        time.sleep(0.05)
+        return send(action)
+
+    arm.send_action = slowly
+    result = edge(duration=4.0).go()
+    assert result.summary.observations[Observation.ANSWERED] > 10
+    steps = np.diff([command[0] for _, command in arm.commands])
+    assert (steps == 1).all(), "what is seen belongs to a step for sure"

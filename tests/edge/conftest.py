@@ -53,13 +53,14 @@ class RecordingRobot:
     def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         return RobotReading(np.zeros(3, np.float32), {"front": np.zeros((48, 64, 3), np.uint8)})
 
-    def send(self, command: np.ndarray) -> None:
+    def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
         if self.failures:
             self.failures -= 1
             raise ConnectionError("Incorrect status packet!")
         if self.fails:
             raise ConnectionError("the bus is gone")
         self.sent.append((self.clock.now(), command.copy()))
+        sent()
 
     def take_over(self, seconds: float) -> bool:
         return True

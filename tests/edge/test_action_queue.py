@@ -64,6 +64,16 @@ def test_a_chunk_of_which_all_was_executed_leaves_nothing() -> None:
     assert queue.drops[Drop.LATE] == 5
 
 
+def test_a_chunk_that_is_over_when_it_comes_takes_nothing_away() -> None:
+    """A policy whose chunks differ in length: the arm stood although actions were left."""
+    queue = make_queue()
+    queue.merge(chunk(0, 9, 1), 0.0)
+    play(queue, 4)
+    assert queue.merge(chunk(2, 2, 2), 0.0) is Drop.LATE
+    assert queue.drops[Drop.LATE] == 2
+    assert play(queue, 9) == [[1, 4], [1, 5], [1, 6], [1, 7], [1, 8]]
+
+
 def test_a_chunk_for_a_step_to_come_is_refused() -> None:
     queue = make_queue()
     with pytest.raises(ValueError, match="from step 0 or before but found one from 1"):

@@ -7,7 +7,7 @@ import pytest
 
 from longarm_edge.actions import ActionKinds, measured_pose
 from longarm_edge.motion import Motion
-from longarm_edge.robot import Torque
+from longarm_edge.robot import RobotReading, Torque
 from longarm_edge.settings import SafetySettings, StopRule
 from longarm_wire.settings import ConfigurationError
 
@@ -98,3 +98,11 @@ def test_wheels_have_no_torque_to_speak_of(robot) -> None:
     robot.torque_at_disconnect = Torque.UNKNOWN
     for rule in StopRule:
         Motion.plan(robot, SafetySettings(on_stop=rule))
+
+
+def test_a_joint_whose_state_is_no_number_is_not_taken_for_one_that_nothing_measures(robot, monkeypatch) -> None:
+    """Its first command would go out past max_step."""
+    state = np.array([0, np.nan, 0], np.float32)
+    monkeypatch.setattr(robot, "observe", lambda: RobotReading(state, {}))
+    with pytest.raises(ConnectionError, match=f"gave no number for {robot.spec.state_names[1]}"):
+        measured_pose(robot, Motion.plan(robot, SafetySettings(max_step=1)).kinds)

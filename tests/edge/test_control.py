@@ -1,6 +1,7 @@
 """The control loop and the stop rule, on a clock that only moves when somebody sleeps."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -74,6 +75,23 @@ def test_what_is_seen_belongs_to_the_tick_to_come_whether_the_arm_moves_or_not(c
     loop.after_tick = lambda: seen.append(loop.next_tick)
     loop.run(8)
     assert seen == [1, 2, 3, 6, 7, 8]
+
+
+def test_what_is_seen_while_an_action_waits_for_the_bus_belongs_to_its_step(clock, robot, monkeypatch) -> None:
+    """It shows the arm before that action."""
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 2)
+    seen = []
+    send = robot.send
+
+    def wait_and_send(command: np.ndarray, sent: Callable[[], None]) -> None:
+        seen.append(loop.next_step)
+        send(command, sent)
+        seen.append(loop.next_step)
+
+    monkeypatch.setattr(robot, "send", wait_and_send)
+    loop.run(3)
+    assert seen == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(("rule", "expected"), [(IdleRule.HOLD, []), (IdleRule.REPEAT_LAST, [7, 7])])

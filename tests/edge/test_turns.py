@@ -1,6 +1,7 @@
 """Turns on the motors' bus, and the end of waiting for a call that hangs."""
 
 import threading
+import time
 
 import pytest
 
@@ -15,6 +16,28 @@ def test_one_call_at_a_time() -> None:
         assert not inside.wait(0.1)
     assert inside.wait(5)
     other.join(5)
+
+
+def test_who_has_just_had_a_turn_lets_the_one_that_waits_go_first() -> None:
+    """A robot that takes longer than a period for a command would be sent one after another and hardly be looked at."""
+    turns, waiting, order = Turns(several=False), threading.Event(), []
+
+    def look() -> None:
+        waiting.set()
+        with turns.take():
+            order.append("look")
+
+    for _ in range(5):
+        looking = threading.Thread(target=look)
+        with turns.take():
+            looking.start()
+            assert waiting.wait(5)
+            time.sleep(0.05)
+        with turns.take():
+            order.append("command")
+        looking.join(5)
+        waiting.clear()
+    assert order == ["look", "command"] * 5
 
 
 @pytest.mark.parametrize("several", [False, True])

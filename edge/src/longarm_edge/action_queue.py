@@ -174,6 +174,10 @@ class ActionQueue:
                 self._drops[Drop.EXPIRED] += steps
                 return Drop.EXPIRED
             late = min(steps, self._next_step - chunk.step)
+            self._drops[Drop.LATE] += late
+            if late == steps:
+                # Nothing of it is new: what is coming stays, if it reaches further
+                return Drop.LATE
             merged: deque[QueuedAction] = deque()
             for offset in range(late, steps):
                 old = self._coming.popleft() if self._coming else None
@@ -182,10 +186,9 @@ class ActionQueue:
                 model_values = None if chunk.model_actions is None else chunk.model_actions[offset]
                 step = chunk.step + offset
                 merged.append(QueuedAction(step, values, chunk.captured_at, chunk.sequence, model_values))
-            self._drops[Drop.LATE] += late
             self._drops[Drop.REPLACED] += len(self._coming)
             self._coming = merged
-            return None if merged else Drop.LATE
+            return None
 
     def take(self, now: float) -> tuple[QueuedAction | None, bool]:
         """Removes and returns the next action, and whether there were actions that are too old to execute.

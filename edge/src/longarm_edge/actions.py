@@ -84,8 +84,14 @@ def measured_pose(robot: Robot, kinds: ActionKinds) -> np.ndarray:
     """Returns where a connected robot stands as a command that keeps it there.
 
     float32, shape (action_names): 0 for velocities, NaN for a joint that no state measures.
+
+    Raises:
+      ConnectionError: A state that measures a joint is no number. Raises as the robot does, too.
     """
     state = dict(zip(robot.spec.state_names, robot.observe().state, strict=True))
+    # Taken for a joint that no state measures, its first command would go out past max_step
+    if unknown := [name for name in kinds.pose_names if name is not None and not np.isfinite(state[name])]:
+        raise ConnectionError(f"The robot {robot.spec.robot_type} gave no number for {', '.join(unknown)}")
     pose = (np.nan if name is None else state[name] for name in kinds.pose_names)
     return kinds.halted(np.array(list(pose), np.float32))
 

@@ -46,6 +46,8 @@ class ControlLoop:
       first_command: The first command that went out, shape (action_dim); None before it.
       last_tick_at: When the last tick ended, None before the first.
       next_tick: The tick that what is seen now belongs to.
+      next_step: The same for the step: the one after the last whose command is out. The queue may be ahead of it, by an
+        action that waits for its turn on the bus.
       executed: Told what each tick did. Must not block.
     """
 
@@ -61,6 +63,7 @@ class ControlLoop:
     first_command: np.ndarray | None = None
     last_tick_at: float | None = None
     next_tick: int = 0
+    next_step: int = 0
     executed: Callable[[Executed], None] = lambda _: None
     _cancelled: bool = False
 
@@ -100,7 +103,7 @@ class ControlLoop:
             self._idle()
             return (Tick.STALE if expired else Tick.IDLE), None, None
         command, clamped = self.motion.guard.clamp(action.values, self.last_command)
-        self._send(command)
+        self._send(command, action.step + 1)
         return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at, action.sequence
 
     def cancel(self) -> None:
@@ -118,12 +121,15 @@ class ControlLoop:
         drives = self.first_command is not None and self.motion.kinds.is_velocity.any()
         repeats = self.motion.safety.when_idle is IdleRule.REPEAT_LAST
         if (drives or repeats) and not np.isnan(still).any():
-            self._send(still)
+            self._send(still, self.next_step)
 
-    def _send(self, command: np.ndarray) -> None:
+    def _send(self, command: np.ndarray, next_step: int) -> None:
+        def sent() -> None:
+            self.next_step = next_step
+
         if self.first_command is None:
             self.first_command = command
-        self.robot.send(command)
+        self.robot.send(command, sent)
         self.last_command = command
 
 

@@ -118,8 +118,8 @@ class _Remembering:
         self.last_reading = self._robot.observe(next_step)
         return self.last_reading
 
-    def send(self, command: np.ndarray) -> None:
-        self._robot.send(command)
+    def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
+        self._robot.send(command, sent)
 
     def take_over(self, seconds: float) -> bool:
         return self._robot.take_over(seconds)

@@ -171,14 +171,15 @@ class LeRobotRobot:
         missing = [name for name in (*self.spec.state_names, *(c.name for c in self.spec.cameras)) if name not in raw]
         if missing:
             raise ConnectionError(f"The robot {self.spec.robot_type} gave no value for {', '.join(missing)}")
-        return RobotReading(
-            state=np.array([raw[name] for name in self.spec.state_names], np.float32),
-            images={camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras},
-            step=step,
-        )
+        images = {camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras}
+        for name, frame in images.items():
+            if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+                raise ConnectionError(f"Camera {name} gave a frame of shape {frame.shape}, not (height, width, 3)")
+        state = np.array([raw[name] for name in self.spec.state_names], np.float32)
+        return RobotReading(state, images, step=step)
 
-    def send(self, command: np.ndarray) -> None:
-        """Sends one command, float32 of shape (action_names), robot units."""
+    def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
+        """Sends one command, float32 of shape (action_names), robot units, and tells sent before anything is read."""
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
         with self._turn():
             try:
@@ -186,6 +187,7 @@ class LeRobotRobot:
             except (OSError, termios.error) as error:  # what a pulled cable raises says of itself that it is an "error"
                 why = f"The robot {self.spec.robot_type} took no command: {error}. Check its power and its cable."
                 raise ConnectionError(why) from error
+            sent()
 
     def take_over(self, seconds: float) -> bool:
         """Waits for a call in flight, and then for none any more; see longarm_edge.robot.Robot."""

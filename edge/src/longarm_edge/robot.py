@@ -74,8 +74,13 @@ class Robot(Protocol):
         """
         ...
 
-    def send(self, command: np.ndarray) -> None:
-        """Sends one command, float32 of shape (action_names), robot units."""
+    def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
+        """Sends one command, float32 of shape (action_names), robot units.
+
+        Args:
+          command: What to send.
+          sent: Told that it is out. Called before the motors can be read again.
+        """
         ...
 
     def take_over(self, seconds: float) -> bool:

@@ -21,7 +21,7 @@ from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
 from longarm_edge.guard import RejectedChunkError
 from longarm_edge.link import HEALTHY, Link, LinkState
-from longarm_edge.metrics import EdgeMetrics
+from longarm_edge.metrics import EdgeMetrics, Tick
 from longarm_edge.motion import Motion
 from longarm_edge.observation_filter import ObservationFilter
 from longarm_edge.observer import CAPTURES_SHARED, Observer, SharedView
@@ -159,7 +159,10 @@ class Run:
         now = self.clock.now()
         if self._loop is not None and self._loop.stuck_for(now) and self.link.failure(now) is None:
             return LinkState.STALLED
-        return self.link.state(now, self.queue.playback_left(now, self.settings.fps))
+        fps, last = self.settings.fps, self.trace.ticks[-1] if self.trace.ticks else None
+        # Where chunks are short the queue is empty between its last action and the next chunk, and the arm moves
+        moves = last is not None and last.outcome in (Tick.ACTION, Tick.CLAMPED)
+        return self.link.state(now, self.queue.playback_left(now, fps) or moves / fps)
 
     def _make_tunnel(self) -> Tunnel | None:
         observer = TunnelMetrics(self.metrics.registry)
@@ -202,7 +205,7 @@ class Run:
             self.clock,
             settings.fps,
             next_tick=lambda: arm.loop.next_tick if arm.loop else 0,
-            next_step=lambda: self.queue.next_step,
+            next_step=lambda: arm.loop.next_step if arm.loop else 0,
             kept=CAPTURES_SHARED if self._watchers.sinks else 1,
         )
         sinks = self._watchers.sinks

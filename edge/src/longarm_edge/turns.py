@@ -11,6 +11,7 @@ class Turns:
     def __init__(self, *, several: bool) -> None:
         """Lets any number of calls pass at a time if several."""
         self._several = several
+        self._line = threading.Lock()
         self._lock = threading.Lock()
         self._era = 0
 
@@ -21,9 +22,12 @@ class Turns:
         Raises:
           ConnectionError: Somebody has taken over meanwhile.
         """
-        era, lock = self._era, self._lock
+        era, line, lock = self._era, self._line, self._lock
         if not self._several:
-            lock.acquire()
+            # A lock alone goes to whoever asks first once it is free: mostly to who just had it, and a control loop
+            # that sends without a pause would keep everybody else from looking. The next one waits in front of it
+            with line:
+                lock.acquire()
         try:
             if era != self._era:
                 raise ConnectionError("The robot is being let go of")
@@ -36,9 +40,9 @@ class Turns:
         """See longarm_edge.robot.Robot.take_over."""
         lock = self._lock
         free = self._several or lock.acquire(timeout=seconds)
-        # Whoever waits for a turn finds another era when it comes, and whoever asks from now on has another lock
+        # Whoever waits for a turn finds another era when it comes, and whoever asks from now on has other locks
         self._era += 1
-        self._lock = threading.Lock()
+        self._line, self._lock = threading.Lock(), threading.Lock()
         if free and not self._several:
             lock.release()
         return free
