@@ -8,8 +8,8 @@ from rich.console import Console
 
 from longarm_edge.lerobot_robot import LeRobotRobot
 from longarm_edge.metrics import Tick
-from longarm_edge.run import run_to_exit_code
 from longarm_edge.settings import EdgeSettings
+from longarm_edge.told_run import run_to_exit_code
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 

@@ -164,7 +164,7 @@ def _unabbreviated(arguments: Sequence[str]) -> list[str]:
 def _run(it: Invocation) -> int:
     # LeRobot takes seconds to import: help and configuration errors need not wait for it
     from longarm_edge.lerobot_robot import make_robot
-    from longarm_edge.run import run_to_exit_code
+    from longarm_edge.told_run import run_to_exit_code
 
     robot = make_robot(it.settings.robot, it.robot_flags, it.settings.fps)
     return run_to_exit_code(it.settings, robot, it.console).exit_code

@@ -18,8 +18,9 @@ from longarm_edge.lerobot_robot import make_robot
 from longarm_edge.metrics import Observation, Tick
 from longarm_edge.report import Summary
 from longarm_edge.robot import Robot, RobotReading
-from longarm_edge.run import RunResult, run_to_exit_code
+from longarm_edge.run import RunResult
 from longarm_edge.settings import EdgeSettings
+from longarm_edge.told_run import run_to_exit_code
 from longarm_edge.tunnel.local_sshd import LocalSshd, NoSshdError
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_wire import exit_codes, images

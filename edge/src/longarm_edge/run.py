@@ -1,10 +1,8 @@
 """One run: everything is put together here, started in order, and taken apart in the reverse order whatever happens."""
 
-import atexit
 import gc
 import logging
 import math
-import os
 import sys
 import time
 from contextlib import ExitStack
@@ -29,12 +27,12 @@ from longarm_edge.planner import PAUSE_CAP, Planner
 from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
 from longarm_edge.priority import ahead_of_others
 from longarm_edge.replan import Replanner
-from longarm_edge.report import Summary, check_picture, draw, render, summarize
+from longarm_edge.report import Summary, summarize
 from longarm_edge.robot import Observed, Robot
 from longarm_edge.rtc import RealTimeChunking
-from longarm_edge.schedule import Clock, MonotonicClock
+from longarm_edge.schedule import Clock
 from longarm_edge.settings import EdgeSettings
-from longarm_edge.stop import Interrupted, Signals, ignore_stop_signals, unhurried
+from longarm_edge.stop import Interrupted, Signals
 from longarm_edge.supervision import Supervision
 from longarm_edge.trace import Trace
 from longarm_edge.tunnel import Event, PermanentTunnelError, State, StateChanged, Tunnel, TunnelError
@@ -397,36 +395,3 @@ class Run:
     def _healthz(self) -> tuple[bool, str]:
         state = self.link_state()
         return state in HEALTHY, state.value
-
-
-def run_to_exit_code(settings: EdgeSettings, robot: Robot, console: Console) -> RunResult:
-    """Runs once and tells the person how it went.
-
-    Raises:
-      ConfigurationError: It can never start as configured.
-    """
-    if settings.plot_path is not None:
-        try:
-            check_picture(settings.plot_path)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError([f"LONGARM_EDGE_PLOT (--plot): {error}"]) from error
-    run = Run(settings, robot, console, MonotonicClock(), Notifier(os.environ))
-    result = run()
-    # Whoever is impatient now still hears how it went, and the exit code says it: the interpreter takes a while to end
-    atexit.register(ignore_stop_signals)
-    with unhurried():
-        _tell(run, result)
-    return result
-
-
-def _tell(run: Run, result: RunResult) -> None:
-    settings, console = run.settings, run.console
-    if run.trace.ticks:
-        terminal.tell(console, f"\n{render(result.summary)}\n")
-    if settings.plot_path is not None and run.trace.ticks:
-        try:
-            draw(run.trace, settings.fps, settings.plot_path)
-            terminal.tell(console, f"picture: {settings.plot_path}")
-        except Exception as error:  # noqa: BLE001  # however drawing fails, the run is over and went as it went
-            logger.warning("no picture: %s cannot be written: %s", settings.plot_path, error)
-    (logger.info if result.exit_code == exit_codes.DONE else logger.error)("%s", result.reason)
