@@ -65,6 +65,7 @@ def test_check_config_prints_what_is_in_force(tmp_path: Path) -> None:
         ([], {"LONGARM_EGDE_FPS": "30"}, exit_codes.CANNOT_START, "LONGARM_EDGE_FPS"),
         (["--duration=inf"], {}, exit_codes.CANNOT_START, "LONGARM_EDGE_DURATION (--duration)"),
         (["--fps=0"], {}, exit_codes.CANNOT_START, "LONGARM_EDGE_FPS (--fps)"),
+        (["--fps=1e9"], {}, exit_codes.CANNOT_START, "LONGARM_EDGE_FPS (--fps)"),
         ([], {"LONGARM_EDGE_SERVER_ADDRESS": "nowhere"}, exit_codes.CANNOT_START, "host:port"),
         ([], {}, exit_codes.CANNOT_START, "No robot is configured"),
         (["--robot.type=so101_folower"], {}, exit_codes.CANNOT_START, "did you mean so101_follower?"),

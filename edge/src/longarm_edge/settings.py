@@ -153,7 +153,7 @@ class EdgeSettings(ProcessSettings):
     task: str = ""
     """Instruction for language-conditioned policies."""
 
-    fps: Positive = 30.0
+    fps: Annotated[float, Field(gt=0, le=1000)] = 30.0
     """Ticks of the control loop per second. The rate the policy was trained at."""
     actions_per_chunk: Annotated[int, Field(ge=0)] = 0
     """Most actions to take of each chunk. 0: all that the policy gives."""
