@@ -294,6 +294,19 @@ def test_lost_camera(bench: Bench, rule: str) -> None:
         assert all(bus.torque is (bench.kind == "wheels only") for bus in bench.hardware.buses.values())
 
 
+def test_lost_bus(bench: Bench) -> None:
+    """A bus that closed by itself takes no word about the torque any more: the run ends with it on, and says so."""
+
+    def lose(_: Run) -> None:
+        for bus in bench.hardware.buses.values():
+            bus.is_connected = False
+        bench.hardware.camera.is_connected = False
+
+    result = bench.run(lose, safety=SafetySettings(on_stop="release"))
+    assert result.exit_code == exit_codes.FAILED
+    assert "The arm was not left as wanted (on_stop=release)" in result.reason
+
+
 @pytest.mark.parametrize("held", [True, False], ids=["held", "limp"])
 def test_doctor(bench: Bench, held: bool) -> None:
     for bus in bench.hardware.buses.values():

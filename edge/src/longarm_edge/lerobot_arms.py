@@ -44,6 +44,10 @@ class ArmsTorque:
         """Returns whether a bus of any arm is open."""
         return any(getattr(getattr(arm, "bus", None), "is_connected", False) for arm in self.arms)
 
+    def closed(self) -> list[LeRobot]:
+        """Returns the arms whose bus has closed by itself: nothing can be said to their motors any more."""
+        return [arm for arm in self.arms if getattr(getattr(arm, "bus", None), "is_connected", True) is False]
+
     def free_ports(self) -> None:
         """Has every port taken as free, for whoever has the turn: a call that was torn or hangs leaves it in use."""
         for arm in self.arms:

@@ -206,6 +206,7 @@ class LeRobotRobot:
             if not self._touched or not (self._ready or self._robot.is_connected or self._torque.motors_answer()):
                 return
             self._torque.choose(torque)
+            closed = self._torque.closed() if self._ready else []
             try:
                 self._robot.disconnect()
             except Exception as error:
@@ -215,6 +216,9 @@ class LeRobotRobot:
                 logger.warning("%s was let go of, but for: %s", self.spec.robot_type, error)
             finally:
                 await_disconnected(self._cameras, CAMERA_SECONDS)
+            if closed and torque is False:
+                arms = ", ".join(map(str, closed))
+                raise ConnectionError(f"the bus of {arms} had closed: its torque was not taken off")
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
