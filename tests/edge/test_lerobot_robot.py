@@ -2,6 +2,7 @@
 
 import termios
 import threading
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -314,3 +315,19 @@ def test_a_flag_that_lerobot_refuses_is_told_in_one_line(flags: list[str], messa
     assert message in problem
     assert "\n" not in problem
     assert capfd.readouterr().err == ""
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_that_to_the_next_call(tmp_path: Path) -> None:
+    """Old answers on the line once stood for motors that were told nothing, torque and all."""
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.connect(configure=False)
+        port = robot.lerobot.bus.port_handler
+        robot.lerobot.bus.port_handler.writePort([0xFF, 0xFF, 1, 2, 1, 0xFB])  # a ping whose answer nobody reads
+        deadline = time.monotonic() + 10
+        while not port.ser.in_waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert port.ser.in_waiting
+        with robot._turn():
+            assert not port.ser.in_waiting
+        robot.disconnect(torque=True)

@@ -1,8 +1,9 @@
 """The torque of a LeRobot robot, which may be composed of several arms."""
 
 import logging
+import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,10 @@ class ArmsTorque:
             port: Any = getattr(getattr(arm, "bus", None), "port_handler", None)
             if hasattr(port, "is_using"):  # those of Feetech and Dynamixel
                 port.is_using = False
+                # An answer that came after it was given up would be taken for that to the next call
+                if getattr(port, "is_open", False):
+                    with suppress(OSError, termios.error):
+                        port.ser.reset_input_buffer()
 
     def disconnect_motors(self) -> bool:
         """Lets go of every arm's motors past LeRobot's own disconnect. Returns whether that worked for all of them."""
