@@ -206,6 +206,18 @@ class TestStopRule:
         assert robot.sent[-1][0] - robot.sent[0][0] == pytest.approx(2.0)
         assert robot.torque is None, "at rest the robot's own configuration decides"
 
+    def test_a_command_that_hung_on_the_way_back_is_not_made_up_for_in_a_burst(self, robot, clock) -> None:
+        send = robot.send
+
+        def slowly(command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
+            clock.time += 1.0 if len(robot.sent) == 20 else 0.0
+            send(command, sent)
+
+        robot.send = slowly
+        assert self.leave(robot, clock, on_stop=StopRule.REST, rest_seconds=2.0) is None
+        gaps = [after - before for (before, _), (after, _) in itertools.pairwise(robot.sent)]
+        assert sum(gap < 0.9 / FPS for gap in gaps) <= 1
+
     def test_the_way_back_goes_through_the_guard(self, robot, clock) -> None:
         """max_step and joint_limits are what a person relies on, whoever moves the arm."""
         limits = {"elbow.pos": (5.0, 90.0)}

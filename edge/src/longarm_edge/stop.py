@@ -12,7 +12,7 @@ import numpy as np
 
 from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
-from longarm_edge.schedule import Clock, Schedule
+from longarm_edge.schedule import Clock
 from longarm_edge.settings import StopRule
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Leaving:
             raise RobotError("it is not known where the way back begins and ends")
         seconds = self.motion.safety.rest_seconds
         logger.info("moving to the start pose in %.1f s (Ctrl-C again to stop at once)", seconds)
-        schedule = Schedule(self.clock.now(), self.fps)
+        due = self.clock.now()
         ticks = max(1, round(seconds * self.fps))
         command = begin
         for tick in range(round(REST_LIMIT_SECONDS * self.fps)):
@@ -186,13 +186,15 @@ class Leaving:
             command, _ = self.motion.guard.clamp(target, before)
             if tick > ticks and (command == before).all():
                 return
-            self.clock.sleep_until(schedule.due(tick))
+            self.clock.sleep_until(due)
             if self.at_once():
                 return
             try:
                 self._send(command)
             except Exception as error:
                 raise RobotError(f"it stopped on the way to the start pose and holds: {error}") from error
+            # A command that took long is not made up for in a burst
+            due = max(due + 1 / self.fps, self.clock.now())
         raise RobotError(
             f"it did not reach the start pose within {REST_LIMIT_SECONDS:g} s and holds: max_step is small"
         )
