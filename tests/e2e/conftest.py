@@ -20,6 +20,7 @@ from longarm_edge.lerobot_robot import LeRobotRobot
 from longarm_edge.run import Run, RunResult
 from longarm_edge.schedule import MonotonicClock
 from longarm_edge.settings import EdgeSettings
+from longarm_edge.tunnel.local_sshd import LocalSshd, NoSshdError
 from longarm_service.app import Service
 from longarm_service.policy import (
     DeviceMemory,
@@ -327,6 +328,17 @@ def edge(service: RunningService, arm: TestArm, monkeypatch) -> Callable[..., Ed
         return EdgeRun(Run(settings, robot, Console(quiet=True), MonotonicClock()))
 
     return make
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[LocalSshd]:
+    """A private sshd; without one on this machine the test is skipped."""
+    try:
+        server = LocalSshd(tmp_path / "sshd")
+    except NoSshdError as reason:
+        pytest.skip(str(reason))
+    with server:
+        yield server
 
 
 def until(condition: Callable[[], bool], what: str, timeout: float = 15.0) -> None:

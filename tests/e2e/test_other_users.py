@@ -15,7 +15,6 @@ import pytest
 from longarm_edge.link import LinkState
 from longarm_edge.metrics import Observation, Tick
 from longarm_edge.run import Run
-from longarm_edge.tunnel.local_sshd import LocalSshd, NoSshdError
 from longarm_edge.tunnel.settings import Backend
 from longarm_wire import exit_codes
 from tests.e2e import intruder
@@ -44,16 +43,6 @@ def another_user(*addresses: str) -> Iterator[dict]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
-
-
-@pytest.fixture
-def sshd(tmp_path):
-    try:
-        server = LocalSshd(tmp_path / "sshd")
-    except NoSshdError as reason:
-        pytest.skip(str(reason))
-    with server:
-        yield server
 
 
 def and_stop(meanwhile: Callable[[Run], None]) -> Callable[[Run], None]:

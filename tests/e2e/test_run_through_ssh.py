@@ -22,23 +22,13 @@ from longarm_edge.metrics import Tick
 from longarm_edge.run import Run
 from longarm_edge.schedule import MonotonicClock
 from longarm_edge.settings import EdgeSettings
-from longarm_edge.tunnel.local_sshd import LocalSshd, NoSshdError, make_key
+from longarm_edge.tunnel.local_sshd import make_key
 from longarm_edge.tunnel.settings import Backend, SshSettings
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import PolicySpec
 from tests.conftest import read_until
 from tests.e2e.conftest import EdgeRun, until
-
-
-@pytest.fixture
-def sshd(tmp_path):
-    try:
-        server = LocalSshd(tmp_path / "sshd")
-    except NoSshdError as reason:
-        pytest.skip(str(reason))
-    with server:
-        yield server
 
 
 @pytest.fixture
