@@ -19,8 +19,8 @@ from deploy.prometheus.render import FOLDER
 
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_service.policy import DeviceMemory
-from tests.e2e.conftest import RunningService, Script, ScriptedLoader, arm, edge, script, until
-from tests.e2e.test_run_through_ssh import ssh, sshd
+from tests.e2e.conftest import RunningService, Script, ScriptedLoader, arm, edge, script, sshd, until
+from tests.e2e.test_run_through_ssh import ssh
 
 __all__ = ["arm", "edge", "script", "ssh", "sshd"]
 
