@@ -52,6 +52,8 @@ class Bus:
       torque_log: Every change of it.
       commands: Every command, with its time.
       wait: Where calls hang.
+      silent: Whether it loses what it is told, and answers nothing.
+      blocked: Whether something is in the joints' way.
     """
 
     joints: dict[str, float]
@@ -62,6 +64,8 @@ class Bus:
     torque_log: list[bool] = field(default_factory=list)
     commands: list[tuple[float, dict[str, float]]] = field(default_factory=list)
     wait: Wait = field(default_factory=Wait)
+    silent: bool = False
+    blocked: bool = False
 
     def connect(self) -> None:
         self.wait.pass_by()
@@ -74,12 +78,17 @@ class Bus:
 
     def read(self) -> dict[str, float]:
         self.wait.pass_by()
+        if self.silent:
+            raise ConnectionError("There is no status packet!")
         return self.joints | self.wheels
 
     def write(self, goals: dict[str, float]) -> None:
         self.wait.pass_by()
+        if self.silent:
+            return
         self.commands.append((time.monotonic(), dict(goals)))
-        self.joints |= {name: goals[name] for name in self.joints if name in goals}
+        if not self.blocked:
+            self.joints |= {name: goals[name] for name in self.joints if name in goals}
         self.wheels |= {name: goals[name] for name in self.wheels if name in goals}
 
     def disconnect(self, disable_torque: bool = True) -> None:

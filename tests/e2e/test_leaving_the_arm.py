@@ -153,7 +153,8 @@ class Hang:
 @pytest.fixture
 def hang(arm, monkeypatch):
     """Returns a function that makes a method of the arm hang from now on."""
-    for patience in ("arm.HANG_SECONDS", "arm.CALL_SECONDS", "run.CALL_SECONDS", "planner.HANG_SECONDS"):
+    monkeypatch.setattr("longarm_edge.stop.CALL_SECONDS", 0.2)
+    for patience in ("arm.HANG_SECONDS", "run.CALL_SECONDS", "planner.HANG_SECONDS"):
         monkeypatch.setattr(f"longarm_edge.{patience}", 0.5)
     hanging: list[Hang] = []
 

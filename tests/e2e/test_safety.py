@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from longarm_edge.doctor.examine import Examination
 from longarm_edge.leave import leave
 from longarm_edge.lerobot_robot import LeRobotRobot
 from longarm_edge.link import LinkState
-from longarm_edge.metrics import Tick
+from longarm_edge.metrics import Observation, Tick
 from longarm_edge.run import Run, RunResult
 from longarm_edge.schedule import MonotonicClock
 from longarm_edge.settings import EdgeSettings, SafetySettings
@@ -48,6 +49,7 @@ class Bench:
         self.script = service.script
         self.hardware: Hardware = make_hardware(kind)
         self.wheeled = kind in VELOCITIES
+        self.measured = kind != "names that differ"
         # An object that is collected lets go of its hardware, which a process that is killed does not
         self.robots: list[LeRobotRobot] = []
         monkeypatch.setattr(
@@ -234,7 +236,7 @@ def test_hung_bus(bench: Bench) -> None:
 
 def test_hung_bus_at_the_end(bench: Bench, monkeypatch) -> None:
     """One signal ends the run, which says that the arm could not be left by rule; the torque stays as it is."""
-    for patience in ("arm.HANG_SECONDS", "arm.CALL_SECONDS", "run.CALL_SECONDS", "planner.HANG_SECONDS"):
+    for patience in ("arm.HANG_SECONDS", "stop.CALL_SECONDS", "run.CALL_SECONDS", "planner.HANG_SECONDS"):
         monkeypatch.setattr(f"longarm_edge.{patience}", 0.3)
     hanging = bench.hardware.hung_bus()
 
@@ -250,6 +252,49 @@ def test_hung_bus_at_the_end(bench: Bench, monkeypatch) -> None:
     assert "while a call to the robot did not return" in result.reason
     assert "The arm was not left as wanted (on_stop=hold)" in result.reason
     assert ("what drives goes on driving" in result.reason) is bench.wheeled
+    assert bench.holds()
+
+
+def test_silent_bus(bench: Bench) -> None:
+    """It loses what it is told without a word. The first command that gets through must not be far from the arm."""
+
+    def silence(run: Run) -> None:
+        bench.script.spec = replace(bench.script.spec, chunk_size=3 * CHUNK)
+        for bus in bench.hardware.buses.values():
+            bus.silent = True
+        until(lambda: run.trace.observation_counts[Observation.UNREADABLE] > 2, "noticed")
+        idle = run.trace.tick_counts[Tick.IDLE]
+        until(lambda: run.trace.tick_counts[Tick.IDLE] > idle + 5, "it stands")
+        for bus in bench.hardware.buses.values():
+            bus.silent = False
+        bench.streams()
+
+    assert (
+        bench.run(silence, safety=SafetySettings(max_step=2 if bench.measured else None)).exit_code == exit_codes.DONE
+    )
+    assert not bench.hardware.driving
+    if bench.kind != "arm on wheels":
+        bench.moved_steadily()
+    else:  # its wheels are told to stop, joints where they were sent last, whether that is heard or not
+        assert bench.hardware.largest_step() < CHUNK
+        assert bench.holds()
+
+
+def test_blocked_on_the_way_back(bench: Bench) -> None:
+    """The torque went off in the air, and the run ended with 0."""
+
+    def block(_: Run) -> None:
+        bench.streams()
+        for bus in bench.hardware.buses.values():
+            bus.blocked = True
+
+    result = bench.run(block, safety=SafetySettings(on_stop="rest", rest_seconds=2))
+    assert not bench.hardware.driving
+    if not bench.measured or bench.kind == "wheels only":
+        assert result.exit_code == exit_codes.DONE
+        return
+    assert result.exit_code == exit_codes.FAILED
+    assert "it does not reach the start pose and holds" in result.reason
     assert bench.holds()
 
 
@@ -277,7 +322,7 @@ def test_hung_camera(bench: Bench, monkeypatch, rule: str) -> None:
         assert bench.holds()
 
 
-@pytest.mark.parametrize("rule", ["hold", "release"])
+@pytest.mark.parametrize("rule", ["hold", "rest", "release"])
 def test_lost_camera(bench: Bench, rule: str) -> None:
     """LeRobot counts a robot with a dead camera as not connected, and neither moves it nor lets go of it."""
 
@@ -285,7 +330,7 @@ def test_lost_camera(bench: Bench, rule: str) -> None:
         bench.hardware.camera.is_connected = False
         bench.stands(run)
 
-    result = bench.run(lose, safety=SafetySettings(on_stop=rule))
+    result = bench.run(lose, safety=SafetySettings(on_stop=rule, rest_seconds=2))
     assert result.exit_code == exit_codes.DONE
     assert not bench.hardware.driving
     if rule == "hold":

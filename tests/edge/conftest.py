@@ -46,12 +46,22 @@ class RecordingRobot:
     # So many commands fail before one passes
     failures: int = 0
     torque_at_disconnect: Torque = Torque.CHOSEN
+    # Where each joint stands that was not moved yet, and where those stand that are blocked
+    stands: float = 0.0
+    blocked: dict[str, float] = field(default_factory=dict)
 
     def connect(self, *, configure: bool = True) -> None:
         self.connected = True
 
     def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         return RobotReading(np.zeros(3, np.float32), {"front": np.zeros((48, 64, 3), np.uint8)})
+
+    def read_state(self) -> np.ndarray:
+        if self.fails:
+            raise ConnectionError("the bus is gone")
+        last = self.sent[-1][1] if self.sent else np.full(len(self.spec.action_names), self.stands)
+        pose = dict(zip(self.spec.action_names, last, strict=True)) | self.blocked
+        return np.array([pose.get(name, 0.0) for name in self.spec.state_names], np.float32)
 
     def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
         if self.failures:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from longarm_edge.actions import ActionKinds, measured_pose
+from longarm_edge.actions import ActionKinds, pose_in
 from longarm_edge.motion import Motion
-from longarm_edge.robot import RobotReading, Torque
+from longarm_edge.robot import Torque
 from longarm_edge.settings import SafetySettings, StopRule
 from longarm_wire.settings import ConfigurationError
 
@@ -61,9 +61,10 @@ def test_a_name_that_the_robot_does_not_have_is_refused(robot, settings, message
 def test_a_pose_is_known_or_unknown_and_never_made_up(robot) -> None:
     """Taken for 0, an arm that stands at 90 would be told to go to 0."""
     robot.spec = replace(robot.spec, action_names=("shoulder.goal", "elbow.pos", "x.vel"))
-    assert np.isnan(measured_pose(robot, Motion.plan(robot, SafetySettings()).kinds)).tolist() == [True, False, False]
-    named = SafetySettings(pose_names={"shoulder.goal": "shoulder.pos"})
-    assert measured_pose(robot, Motion.plan(robot, named).kinds).tolist() == [0, 0, 0]
+    kinds = Motion.plan(robot, SafetySettings()).kinds
+    assert np.isnan(pose_in(np.zeros(3), robot.spec, kinds)).tolist() == [True, False, False]
+    named = Motion.plan(robot, SafetySettings(pose_names={"shoulder.goal": "shoulder.pos"})).kinds
+    assert pose_in(np.zeros(3), robot.spec, named).tolist() == [0, 0, 0]
 
 
 def test_a_step_from_nowhere_is_refused_with_what_to_set(robot) -> None:
@@ -100,9 +101,7 @@ def test_wheels_have_no_torque_to_speak_of(robot) -> None:
         Motion.plan(robot, SafetySettings(on_stop=rule))
 
 
-def test_a_joint_whose_state_is_no_number_is_not_taken_for_one_that_nothing_measures(robot, monkeypatch) -> None:
+def test_a_joint_whose_state_is_no_number_is_not_taken_for_one_that_nothing_measures(robot) -> None:
     """Its first command would go out past max_step."""
-    state = np.array([0, np.nan, 0], np.float32)
-    monkeypatch.setattr(robot, "observe", lambda: RobotReading(state, {}))
     with pytest.raises(ConnectionError, match=f"gave no number for {robot.spec.state_names[1]}"):
-        measured_pose(robot, Motion.plan(robot, SafetySettings(max_step=1)).kinds)
+        pose_in(np.array([0, np.nan, 0]), robot.spec, Motion.plan(robot, SafetySettings(max_step=1)).kinds)

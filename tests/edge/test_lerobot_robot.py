@@ -151,7 +151,7 @@ def test_a_read_that_hangs_keeps_no_last_word_from_the_motors(tmp_path, monkeypa
         state = robot.observe().state
         monkeypatch.setattr(robot.lerobot.bus.port_handler.ser, "read", lambda _: go_on.wait(30) and b"")
         reader = aside(robot.observe, "reader")
-        assert not robot.take_over(0.2)
+        assert robot.take_over(0.2)
         robot.send(state)
         robot.disconnect(torque=True)
         go_on.set()

@@ -41,13 +41,14 @@ def test_who_has_just_had_a_turn_lets_the_one_that_waits_go_first() -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_who_takes_over_passes_a_call_that_hangs_and_those_behind_it_never_pass(several: bool) -> None:
+@pytest.mark.parametrize("commands", [False, True])
+def test_who_takes_over_passes_a_call_that_hangs_and_those_behind_it_never_pass(several: bool, commands: bool) -> None:
     """A command that was waiting must not reach the motors after the arm was left."""
     turns, let_go, entered = Turns(several=several), threading.Event(), threading.Event()
     passed: list[str] = []
 
     def hang() -> None:
-        with turns.take():
+        with turns.take(commands=commands):
             entered.set()
             let_go.wait(5)
 
@@ -64,10 +65,11 @@ def test_who_takes_over_passes_a_call_that_hangs_and_those_behind_it_never_pass(
     waiting = threading.Thread(target=command)
     if not several:
         waiting.start()
-    assert turns.take_over(0.1) is several
+    assert turns.take_over(0.1) is not commands
     with turns.take():
         passed.append("stop")
     let_go.set()
+    assert turns.take_over(5), "the command that hung is through"
     hanging.join(5)
     if not several:
         waiting.join(5)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longarm_edge.robot import Robot
+from longarm_wire.specs import RobotSpec
 
 # How LeRobot's robots call velocities: x.vel (lekiwi), linear_velocity (earthrover), mobile_base.vx (reachy2), and the
 # sticks of the remote control that a unitree_g1 walks by
@@ -80,19 +80,24 @@ class ActionKinds:
         return np.where(self.is_velocity, np.float32(0), command)
 
 
-def measured_pose(robot: Robot, kinds: ActionKinds) -> np.ndarray:
-    """Returns where a connected robot stands as a command that keeps it there.
+def pose_in(state: np.ndarray, spec: RobotSpec, kinds: ActionKinds) -> np.ndarray:
+    """Returns where a robot stands as a command that keeps it there.
 
     float32, shape (action_names): 0 for velocities, NaN for a joint that no state measures.
 
+    Args:
+      state: What the robot feels, shape (state_names), robot units.
+      spec: The robot's.
+      kinds: Those of its actions.
+
     Raises:
-      ConnectionError: A state that measures a joint is no number. Raises as the robot does, too.
+      ConnectionError: A state that measures a joint is no number.
     """
-    state = dict(zip(robot.spec.state_names, robot.observe().state, strict=True))
+    by_name = dict(zip(spec.state_names, state, strict=True))
     # Taken for a joint that no state measures, its first command would go out past max_step
-    if unknown := [name for name in kinds.pose_names if name is not None and not np.isfinite(state[name])]:
-        raise ConnectionError(f"The robot {robot.spec.robot_type} gave no number for {', '.join(unknown)}")
-    pose = (np.nan if name is None else state[name] for name in kinds.pose_names)
+    if unknown := [name for name in kinds.pose_names if name is not None and not np.isfinite(by_name[name])]:
+        raise ConnectionError(f"The robot {spec.robot_type} gave no number for {', '.join(unknown)}")
+    pose = (np.nan if name is None else by_name[name] for name in kinds.pose_names)
     return kinds.halted(np.array(list(pose), np.float32))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from longarm_edge import pose_file
-from longarm_edge.actions import measured_pose
+from longarm_edge.actions import pose_in
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.control import ControlLoop
 from longarm_edge.motion import Motion
@@ -18,8 +18,6 @@ from longarm_edge.stop import Interrupted, Leaving, Signals
 
 logger = logging.getLogger(__name__)
 
-# A call to the robot that was under way when the run ended gets this long to return, in seconds
-CALL_SECONDS = 2.0
 # A robot that answers no call for this long while it is left hangs, in seconds. Cameras take some to disconnect
 HANG_SECONDS = 10.0
 
@@ -105,7 +103,7 @@ class Arm:
 
     def _connect(self) -> np.ndarray:
         self._robot.connect()
-        return measured_pose(self._robot, self._motion.kinds)
+        return pose_in(self._robot.observe().state, self._robot.spec, self._motion.kinds)
 
     def _inherited(self, pose: np.ndarray, path: Path) -> np.ndarray:
         """Returns where the way back leads: after a run that was killed, where that one's led."""
@@ -124,8 +122,6 @@ class Arm:
         return np.where(np.isnan(start), pose, start)
 
     def _leave(self, at_once: Callable[[], bool]) -> str | None:
-        if not self._robot.take_over(CALL_SECONDS):
-            logger.warning("a call to the robot hangs: trying to leave the arm all the same")
         start, last = self._start_pose, None
         if self.loop is not None and self.loop.first_command is not None:
             last = self.loop.last_command

@@ -110,6 +110,13 @@ class ControlLoop:
         """Ends the loop without another command, also one whose robot hangs now and answers later."""
         self._cancelled = True
 
+    def stand_at(self, pose: np.ndarray) -> None:
+        """Tells where the arm stands, shape (action_dim), NaN where it is not known: its last commands may be lost.
+
+        To be called while the queue is empty.
+        """
+        self.last_command = np.where(np.isnan(pose), self.last_command, pose)
+
     def stuck_for(self, now: float) -> float:
         """Returns for how many seconds the robot has kept a tick from ending; 0 while ticks end in time."""
         last = self.last_tick_at

@@ -119,6 +119,9 @@ class _Remembering:
         self.last_reading = self._robot.observe(next_step)
         return self.last_reading
 
+    def read_state(self) -> np.ndarray:
+        return self._robot.read_state()
+
     def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
         self._robot.send(command, sent)
 

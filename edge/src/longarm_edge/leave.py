@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from longarm_edge import pose_file
-from longarm_edge.actions import ActionKinds, measured_pose
+from longarm_edge.actions import ActionKinds, pose_in
 from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
@@ -67,7 +67,7 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock, progr
         try:
             # Configuring would take the torque away for a moment, and was done by the run
             robot.connect(configure=False)
-            now_at = measured_pose(robot, motion.kinds)
+            now_at = pose_in(robot.read_state(), robot.spec, motion.kinds)
             if settings.safety.on_stop is StopRule.REST:
                 start_pose = pose_file.read(path, robot.spec.action_names)
         except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises

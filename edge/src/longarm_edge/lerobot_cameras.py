@@ -68,7 +68,9 @@ class ApartCamera:
             asked = (name, args, tuple(sorted(kwargs.items())))
             if asked not in self._asked:
                 self._asked.append(asked)
-            return self._held[asked] if asked in self._held else value(*args, **kwargs)
+            if asked not in self._held:
+                self._held[asked] = value(*args, **kwargs)
+            return self._held[asked]
 
         return read
 
@@ -97,7 +99,7 @@ def await_disconnected(cameras: Sequence[ApartCamera], seconds: float) -> None:
 
 @contextmanager
 def serving(cameras: Sequence[ApartCamera]) -> Iterator[None]:
-    """Has cameras answer with what they captured. For one observation at a time."""
+    """Has cameras answer with what they captured last. For one observation at a time."""
     for camera in cameras:
         camera._serving = True  # of this module
     try:
@@ -105,4 +107,3 @@ def serving(cameras: Sequence[ApartCamera]) -> Iterator[None]:
     finally:
         for camera in cameras:
             camera._serving = False
-            camera._held = {}

@@ -26,7 +26,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm_edge.lerobot_arms import ArmsTorque, configuring
 from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
-from longarm_edge.robot import RobotReading
+from longarm_edge.robot import CameraError, RobotReading
 from longarm_edge.turns import Turns
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import CameraSpec, RobotSpec
@@ -164,24 +164,32 @@ class LeRobotRobot:
         """Returns what the robot sees and feels now. Commands wait for its motors at most, never for a camera."""
         with self._observing:
             for camera in self._cameras:
-                camera.capture()
+                try:
+                    camera.capture()
+                except Exception as error:
+                    raise CameraError(_in_full(error)) from error
             with self._turn(), serving(self._cameras):
                 step = next_step()
                 raw = self._robot.get_observation()
-        missing = [name for name in (*self.spec.state_names, *(c.name for c in self.spec.cameras)) if name not in raw]
-        if missing:
-            raise ConnectionError(f"The robot {self.spec.robot_type} gave no value for {', '.join(missing)}")
+        self._check_complete(raw, (*self.spec.state_names, *(c.name for c in self.spec.cameras)))
         images = {camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras}
         for name, frame in images.items():
             if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
                 raise ConnectionError(f"Camera {name} gave a frame of shape {frame.shape}, not (height, width, 3)")
-        state = np.array([raw[name] for name in self.spec.state_names], np.float32)
-        return RobotReading(state, images, step=step)
+        return RobotReading(self._state(raw), images, step=step)
+
+    def read_state(self) -> np.ndarray:
+        """Returns what the robot feels now, float32 of shape (state_names). A camera that hangs is not waited for."""
+        # Cameras show what they showed last
+        with self._turn(), serving(self._cameras):
+            raw = self._robot.get_observation()
+        self._check_complete(raw, self.spec.state_names)
+        return self._state(raw)
 
     def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
         """Sends one command, float32 of shape (action_names), robot units, and tells sent before anything is read."""
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
-        with self._turn():
+        with self._turn(commands=True):
             try:
                 self._robot.send_action(action)
             except (OSError, termios.error) as error:  # what a pulled cable raises says of itself that it is an "error"
@@ -220,9 +228,16 @@ class LeRobotRobot:
                 arms = ", ".join(map(str, closed))
                 raise ConnectionError(f"the bus of {arms} had closed: its torque was not taken off")
 
+    def _check_complete(self, raw: Mapping[str, Any], names: Sequence[str]) -> None:
+        if missing := [name for name in names if name not in raw]:
+            raise ConnectionError(f"The robot {self.spec.robot_type} gave no value for {', '.join(missing)}")
+
+    def _state(self, raw: Mapping[str, Any]) -> np.ndarray:
+        return np.array([raw[name] for name in self.spec.state_names], np.float32)
+
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        with self._turns.take():
+    def _turn(self, *, commands: bool = False) -> Iterator[None]:
+        with self._turns.take(commands=commands):
             self._torque.free_ports()
             yield
 

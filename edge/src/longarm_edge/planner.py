@@ -24,7 +24,7 @@ from longarm_edge.policy_client import (
 )
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replanner, RoundTrips
-from longarm_edge.robot import Observed, RobotReading
+from longarm_edge.robot import CameraError, Observed, RobotReading
 from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock
 from longarm_edge.trace import RequestRecord, Trace
@@ -62,6 +62,8 @@ FATAL_AT_REOPEN = frozenset(
 HANG_SECONDS = 2.0
 # Answers after which it is said that they are slow: the first ones pay for what comes once
 ANSWERS_TO_JUDGE_BY = 3
+# Observations that fail, one after another, until nothing more is sent: one alone is a stutter
+UNSEEN_TO_STOP = 2
 # Longest pause after a failure, in seconds: an arm that stands still wants the link back soon
 PAUSE_CAP = 0.8
 
@@ -86,6 +88,7 @@ class Planner:
       wait_for_tick: Returns True after the next tick's command is out, False if none was within so many seconds.
       rtc: Makes chunks follow each other, for a session that was opened with it.
       hindrance: Says why nothing may be asked of the service now; nothing if it may.
+      found: Told what is seen of an arm that could not be seen for a while, before it moves again.
     """
 
     robot: Observed
@@ -104,6 +107,7 @@ class Planner:
     wait_for_tick: Callable[[float], bool]
     rtc: RealTimeChunking | None = None
     hindrance: Callable[[], str] = lambda: ""
+    found: Callable[[RobotReading], None] = lambda _: None
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -115,6 +119,7 @@ class Planner:
     _rested_since: float = -math.inf
     _slow_answers: int = 0
     _slowness_told: bool = False
+    _unseen: int = 0
     _unreachable: bool = False
     _session_unknown: bool = False
 
@@ -202,8 +207,15 @@ class Planner:
         except Exception as error:  # noqa: BLE001  # whatever a robot raises: a bus that stutters may answer next time
             if self._stopping.is_set():  # it was us who let go of it
                 return
+            self._unseen += not isinstance(error, CameraError)
+            if self._unseen == UNSEEN_TO_STOP:
+                # A bus that does not answer may not listen either: the plan would run away from the arm
+                self.queue.expire()
             self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
             return
+        if self._unseen >= UNSEEN_TO_STOP:
+            self.found(reading)
+        self._unseen = 0
         observed = self.clock.now()
         self.link.observed()
         if reading.captured_at is not None:  # it was shared, and is a little older than this question

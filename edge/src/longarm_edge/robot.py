@@ -40,6 +40,10 @@ class Torque(StrEnum):
     """The driver decides, and does not say how."""
 
 
+class CameraError(ConnectionError):
+    """A camera gives no frame. The motors may answer all the same."""
+
+
 class Observed(Protocol):
     """What can be looked at."""
 
@@ -74,6 +78,10 @@ class Robot(Protocol):
         """
         ...
 
+    def read_state(self) -> np.ndarray:
+        """Returns what the robot feels now, float32 of shape (state_names), without waiting for a camera."""
+        ...
+
     def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
         """Sends one command, float32 of shape (action_names), robot units.
 
@@ -84,9 +92,10 @@ class Robot(Protocol):
         ...
 
     def take_over(self, seconds: float) -> bool:
-        """Waits up to so many seconds for a call in flight, and returns whether there is none any more.
+        """Waits up to so many seconds for calls in flight, and returns whether no command is under way any more.
 
-        Either way later calls do not wait for it, and calls that wait for it now fail without reaching the hardware.
+        Either way later calls do not wait for them, and calls that wait for them now fail without reaching the
+        hardware.
         """
         ...
 

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from longarm_edge import console as terminal
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
-from longarm_edge.arm import CALL_SECONDS, Arm
+from longarm_edge.actions import pose_in
+from longarm_edge.arm import Arm
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
@@ -28,11 +29,11 @@ from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClie
 from longarm_edge.priority import ahead_of_others
 from longarm_edge.replan import Replanner
 from longarm_edge.report import Summary, summarize
-from longarm_edge.robot import Observed, Robot
+from longarm_edge.robot import Observed, Robot, RobotReading
 from longarm_edge.rtc import RealTimeChunking
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import EdgeSettings
-from longarm_edge.stop import Interrupted, Signals
+from longarm_edge.stop import CALL_SECONDS, Interrupted, Signals
 from longarm_edge.supervision import Supervision
 from longarm_edge.trace import Trace
 from longarm_edge.tunnel import Event, PermanentTunnelError, State, StateChanged, Tunnel, TunnelError
@@ -128,7 +129,11 @@ class Run:
         reason = "it cannot start as configured"
         with Signals() as signals, ExitStack() as stack:
             try:
-                reason = self._run(signals, stack)
+                try:
+                    reason = self._run(signals, stack)
+                finally:
+                    # Whoever presses Ctrl-C now still gets the summary
+                    signals.patience = signals.count + 1
                 code = exit_codes.DONE
             except Interrupted as error:
                 reason, code = f"interrupted by {error}", exit_codes.INTERRUPTED
@@ -144,8 +149,6 @@ class Run:
                 reason, code = f"{type(error).__name__}: {error}", exit_codes.FAILED
             finally:
                 self._supervision.stopping(reason)
-            # Whoever presses Ctrl-C now still gets the summary
-            signals.patience = signals.count + 1
         if self._watchers.problem is not None and code == exit_codes.DONE:
             reason, code = self._watchers.problem, exit_codes.FAILED
         if self._arm is not None and self._arm.problem is not None:
@@ -368,6 +371,7 @@ class Run:
             wait_for_tick=signal.wait,
             rtc=rtc,
             hindrance=self._hindrance,
+            found=self._found,
         )
 
     def _hindrance(self) -> str:
@@ -375,6 +379,10 @@ class Run:
         if self.tunnel is None or self.tunnel.state is State.UP:
             return ""
         return self.tunnel.message or f"The tunnel is {self.tunnel.state.value}."
+
+    def _found(self, reading: RobotReading) -> None:
+        if self._loop is not None:
+            self._loop.stand_at(pose_in(reading.state, self.robot.spec, self._motion.kinds))
 
     def _stop_reason(self, now: float, signals: Signals) -> str | None:
         if signals.count:

@@ -66,6 +66,9 @@ class SafetySettings(BaseModel):
     is refused at the start."""
     rest_seconds: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 3.0
     """How long the way back to the start pose takes with on_stop=rest; longer where max_step says so."""
+    rest_tolerance: Positive = 5.0
+    """How far from the start pose a joint may stand, in robot units (degrees or percent, say), for on_stop=rest
+    to let go of the arm. One that is farther away, blocked say, holds."""
     velocity_actions: tuple[str, ...] | None = None
     """Names of the actions that are velocities, as JSON: ["x.vel"]. Unset: told by their names (x.vel, linear_velocity,
     mobile_base.vx, remote.lx)."""

@@ -3,24 +3,26 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
 import numpy as np
 
+from longarm_edge.actions import pose_in
 from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import StopRule
+from longarm_edge.way_back import AstrayError, WayBack
 
 logger = logging.getLogger(__name__)
 
-# Tries to stop what drives: a bus stutters now and then
-HALT_ATTEMPTS = 3
-# The way back takes no longer than this, in seconds: service managers lose patience
-REST_LIMIT_SECONDS = 60.0
+# A call to the robot that was under way when the run ended gets this long to return, in seconds
+CALL_SECONDS = 2.0
+# A bus stutters now and then
+ATTEMPTS = 3
 # SIGHUP: the terminal is gone, a window closed or a login lost, and nobody is there to see to the arm
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -120,21 +122,21 @@ class Leaving:
     progress: Callable[[], None] = lambda: None
 
     def __call__(self) -> str | None:
-        """Leaves the arm. Never raises: every step is tried, and unless all of them worked the torque stays on.
+        """Leaves the arm. Never raises: it is let go of whatever happens, and unless all went well the torque stays on.
 
         Returns None if the arm was left by rule, else what is not as it was wanted, for a person.
         """
         problems = []
         rule = self.motion.safety.on_stop
-        for step in (self._halt, self._move_to_rest):
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
-                problems.append(str(error) or type(error).__name__)
+        try:
+            self._take_over()
+            self._move_to_rest()
+        except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
+            problems.append(str(error) or type(error).__name__)
         # An arm that is not at rest would fall
         torque = {
             StopRule.HOLD: True,
-            StopRule.REST: True if problems or self.at_once() else None,
+            StopRule.REST: True if problems else None,
             StopRule.RELEASE: False,
             StopRule.DRIVER: None,
         }[rule]
@@ -147,6 +149,17 @@ class Leaving:
             return None
         return f"The arm was not left as wanted (on_stop={rule}): {'; '.join(problems)}."
 
+    def _take_over(self) -> None:
+        quiet = self.robot.take_over(CALL_SECONDS)
+        self.progress()
+        self._halt()
+        if not quiet:
+            logger.warning("a command to the robot hangs: trying to leave the arm all the same")
+            if not self.robot.take_over(CALL_SECONDS):
+                raise RobotError("a command hangs on its way to it, and may still get there")
+            # It came after the word to stop
+            self._halt()
+
     def _halt(self) -> None:
         """Stops what would drive on."""
         if self.last_command is None or not self.motion.kinds.is_velocity.any():
@@ -154,51 +167,54 @@ class Leaving:
         still = self.motion.kinds.halted(self.last_command)
         if np.isnan(still).any():
             raise RobotError("it was not told to stop driving: it is not known where its joints stand")
-        for attempt in range(HALT_ATTEMPTS):
-            try:
-                self._send(still)
-            except Exception as error:
-                if attempt == HALT_ATTEMPTS - 1:
-                    raise RobotError(f"it was not told to stop driving: {error}") from error
-            else:
-                self.last_command = still
-                return
+        try:
+            _patiently(lambda: self._send(still))
+        except Exception as error:
+            raise RobotError(f"it was not told to stop driving: {error}") from error
+        self.last_command = still
 
     def _move_to_rest(self) -> None:
-        if self.motion.safety.on_stop is not StopRule.REST or self.last_command is None or self.at_once():
+        if self.motion.safety.on_stop is not StopRule.REST or self.last_command is None:
             return
         if self.motion.kinds.is_velocity.all():
             return
         begin, end = self.last_command, self.start_pose
         if end is None or np.isnan(end).any() or np.isnan(begin).any():
             raise RobotError("it is not known where the way back begins and ends")
-        seconds = self.motion.safety.rest_seconds
-        logger.info("moving to the start pose in %.1f s (Ctrl-C again to stop at once)", seconds)
-        due = self.clock.now()
-        ticks = max(1, round(seconds * self.fps))
-        command = begin
-        for tick in range(round(REST_LIMIT_SECONDS * self.fps)):
-            # Smoothstep: no jump in speed at either end
-            share = min(1.0, tick / ticks)
-            share = share * share * (3 - 2 * share)
-            target = (begin + (end - begin) * share).astype(np.float32)
-            before = command
-            command, _ = self.motion.guard.clamp(target, before)
-            if tick > ticks and (command == before).all():
-                return
-            self.clock.sleep_until(due)
-            if self.at_once():
-                return
-            try:
-                self._send(command)
-            except Exception as error:
-                raise RobotError(f"it stopped on the way to the start pose and holds: {error}") from error
-            # A command that took long is not made up for in a burst
-            due = max(due + 1 / self.fps, self.clock.now())
-        raise RobotError(
-            f"it did not reach the start pose within {REST_LIMIT_SECONDS:g} s and holds: max_step is small"
+        safety = self.motion.safety
+        if not self.at_once():
+            logger.info("moving to the start pose in %.1f s (Ctrl-C again to stop at once)", safety.rest_seconds)
+        way = WayBack(
+            names=self.robot.spec.action_names,
+            look=lambda: _patiently(self._look),
+            send=self._send,
+            guard=self.motion.guard,
+            seconds=safety.rest_seconds,
+            tolerance=safety.rest_tolerance,
+            fps=self.fps,
+            clock=self.clock,
+            at_once=self.at_once,
         )
+        try:
+            way.go(begin, end)
+        except AstrayError:
+            raise
+        except Exception as error:
+            raise RobotError(f"it stopped on the way to the start pose and holds: {error}") from error
+
+    def _look(self) -> np.ndarray:
+        pose = pose_in(self.robot.read_state(), self.robot.spec, self.motion.kinds)
+        self.progress()
+        return pose
 
     def _send(self, command: np.ndarray) -> None:
         self.robot.send(command)
         self.progress()
+
+
+def _patiently[T](call: Callable[[], T]) -> T:
+    """Returns what call returns in one of a few tries: a bus stutters now and then. Raises as the last one does."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(Exception):
+            return call()
+    return call()

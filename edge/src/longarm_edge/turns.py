@@ -1,8 +1,9 @@
 """Who may talk to the motors: one call at a time, and nobody who was overtaken by the end of the run."""
 
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 
 class Turns:
@@ -14,10 +15,15 @@ class Turns:
         self._line = threading.Lock()
         self._lock = threading.Lock()
         self._era = 0
+        self._commands = 0
+        self._command_is_out = threading.Condition()
 
     @contextmanager
-    def take(self) -> Iterator[None]:
+    def take(self, *, commands: bool = False) -> Iterator[None]:
         """Waits for a turn and holds it.
+
+        Args:
+          commands: Whether the call tells the motors something.
 
         Raises:
           ConnectionError: Somebody has taken over meanwhile.
@@ -31,13 +37,15 @@ class Turns:
         try:
             if era != self._era:
                 raise ConnectionError("The robot is being let go of")
-            yield
+            with self._counted() if commands else nullcontext():
+                yield
         finally:
             if not self._several:
                 lock.release()
 
     def take_over(self, seconds: float) -> bool:
         """See longarm_edge.robot.Robot.take_over."""
+        give_up_at = time.monotonic() + seconds
         lock = self._lock
         free = self._several or lock.acquire(timeout=seconds)
         # Whoever waits for a turn finds another era when it comes, and whoever asks from now on has other locks
@@ -45,4 +53,16 @@ class Turns:
         self._line, self._lock = threading.Lock(), threading.Lock()
         if free and not self._several:
             lock.release()
-        return free
+        with self._command_is_out:
+            return self._command_is_out.wait_for(lambda: not self._commands, max(0.0, give_up_at - time.monotonic()))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._command_is_out:
+            self._commands += 1
+        try:
+            yield
+        finally:
+            with self._command_is_out:
+                self._commands -= 1
+                self._command_is_out.notify_all()
