@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 # Of the sts3215: where its registers are, and what its number is
-MODEL, TORQUE, POSITION = 3, 40, 56
+MODEL, TORQUE, GOAL, POSITION = 3, 40, 42, 56
 MIN_LIMIT, MAX_LIMIT = 9, 11
 STS3215 = 777
 OVERLOAD = 32
@@ -27,6 +27,8 @@ class Servos:
       port: What the driver opens.
       writes: What was written, as (servo, address, bytes), in order.
       overloaded: Servos that say so whenever they are written to.
+      blocked: Servos that do not move.
+      silent: Whether the bus loses what it is told, and answers nothing.
     """
 
     def __init__(self, *, torque: bool) -> None:
@@ -37,6 +39,8 @@ class Servos:
         self.port = os.ttyname(self._line)
         self.writes: list[tuple[int, int, bytes]] = []
         self.overloaded: set[int] = set()
+        self.blocked: set[int] = set()
+        self.silent = False
         self._registers = {servo: bytearray(256) for servo in range(1, 7)}
         for registers in self._registers.values():
             for address, value in ((MODEL, STS3215), (MIN_LIMIT, 0), (MAX_LIMIT, 4095), (POSITION, 2048)):
@@ -52,6 +56,11 @@ class Servos:
         calibration = {joint: {"id": servo, **whole} for joint, servo in zip(joints, self._registers, strict=True)}
         (directory / f"{name}.json").write_text(json.dumps(calibration))
         return {"port": self.port, "id": name, "calibration_dir": str(directory)}
+
+    @property
+    def positions(self) -> list[int]:
+        """Where the servos stand, in their steps of 4096 a turn."""
+        return [int.from_bytes(registers[POSITION : POSITION + 2], "little") for registers in self._registers.values()]
 
     @property
     def torque(self) -> set[bool]:
@@ -82,6 +91,8 @@ class Servos:
                 os.write(self._controller, self._answer(servo, instruction, parameters))
 
     def _answer(self, servo: int, instruction: int, parameters: bytes) -> bytes:
+        if self.silent:
+            return b""
         if instruction == SYNC_READ:
             address, length, *servos = parameters
             return b"".join(self._status(s, self._registers[s][address : address + length]) for s in servos)
@@ -101,7 +112,10 @@ class Servos:
 
     def _write(self, servo: int, address: int, values: bytes) -> None:
         self.writes.append((servo, address, values))
-        self._registers[servo][address : address + len(values)] = values
+        registers = self._registers[servo]
+        registers[address : address + len(values)] = values
+        if address == GOAL and registers[TORQUE] and servo not in self.blocked:
+            registers[POSITION : POSITION + 2] = registers[GOAL : GOAL + 2]
 
     @staticmethod
     def _status(servo: int, values: bytes, error: int = 0) -> bytes:

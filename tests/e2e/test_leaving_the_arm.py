@@ -42,6 +42,25 @@ def test_a_way_back_that_fails_holds_and_says_so(edge, arm) -> None:
     assert arm.torque
 
 
+def test_a_way_back_that_is_cut_short_holds_says_so_and_is_remembered(edge, arm, tmp_path) -> None:
+    """The run ended with 0 and without a word, and nobody knew any more where the arm had begun."""
+    path = tmp_path / "pose.json"
+    e = edge(duration=0, safety=SafetySettings(on_stop="rest", rest_seconds=5, pose_file=path))
+
+    def twice(run: Run) -> None:
+        until(lambda: len(arm.commands) > 20, "streaming")
+        interrupt()
+        there = len(arm.commands)
+        until(lambda: len(arm.commands) > there + 5, "on the way back")
+        interrupt()
+
+    result = e.go(twice)
+    assert result.exit_code == exit_codes.FAILED
+    assert "it was stopped on the way to the start pose and holds" in result.reason
+    assert arm.torque
+    assert json.loads(path.read_text())["pan.pos"] == 0
+
+
 def test_a_terminal_that_is_closed_ends_the_run_by_rule(edge, arm) -> None:
     """It killed the run: wheels drove on. The shell and the kernel say it both, and that is no wish to hurry."""
     e = edge(duration=0, safety=SafetySettings(on_stop="rest", rest_seconds=2))
