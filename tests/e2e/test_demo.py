@@ -21,7 +21,7 @@ def test_the_demo_is_healthy_and_leaves_its_pictures(tmp_path: Path, command: st
             pytest.skip(str(reason))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")}
     done = subprocess.run(
-        [sys.executable, "-m", "longarm_edge.cli", command, "--duration=6"],
+        [sys.executable, "-m", "longarm_edge", command, "--duration=6"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

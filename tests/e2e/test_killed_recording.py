@@ -27,7 +27,7 @@ def script() -> Script:
 def record(tmp_path: Path, service: RunningService) -> Callable[..., "subprocess.Popen[bytes]"]:
     """Starts a run that records into tmp_path/episodes."""
     environment = recording_arm_environment(tmp_path, service, LONGARM_EDGE_RECORD__MIN_FREE_MB="0")
-    command = [sys.executable, "-m", "longarm_edge.cli", "run", "--record", str(tmp_path / "episodes")]
+    command = [sys.executable, "-m", "longarm_edge", "run", "--record", str(tmp_path / "episodes")]
 
     def start(*flags: str) -> "subprocess.Popen[bytes]":
         with (tmp_path / "run.log").open("w") as log:

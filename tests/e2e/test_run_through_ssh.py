@@ -206,7 +206,7 @@ class TestDoctor:
         ours, theirs = pty.openpty()
         with (tmp_path / "out.json").open("w") as out:
             doctor = subprocess.Popen(
-                [sys.executable, "-m", "longarm_edge.cli", "doctor", "--json", *flags],
+                [sys.executable, "-m", "longarm_edge", "doctor", "--json", *flags],
                 env={k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")},
                 cwd=tmp_path,
                 stdin=theirs,

@@ -40,7 +40,7 @@ class Supervised:
         )
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "longarm_edge.cli", "run"], env=environment, cwd=directory, stderr=log
+                [sys.executable, "-m", "longarm_edge", "run"], env=environment, cwd=directory, stderr=log
             )
 
     def listen(self) -> None:

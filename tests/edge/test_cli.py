@@ -14,7 +14,7 @@ from longarm_wire import exit_codes
 def longarm_edge(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     clean = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")}
     return subprocess.run(
-        [sys.executable, "-m", "longarm_edge.cli", *arguments],
+        [sys.executable, "-m", "longarm_edge", *arguments],
         env=clean | environment,
         cwd=cwd,
         capture_output=True,

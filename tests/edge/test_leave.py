@@ -39,7 +39,7 @@ class Arm:
             "PYTHONPATH": str(PLUGINS),
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "longarm_edge.cli", "leave", *flags],
+            [sys.executable, "-m", "longarm_edge", "leave", *flags],
             env=clean | own | environment,
             cwd=self.directory,
             stdout=subprocess.PIPE,

@@ -259,7 +259,3 @@ def _check_config(it: Invocation) -> int:
 
         print(f"# robot: {parse_robot(it.settings.robot, it.robot_flags)}")  # noqa: T201
     return exit_codes.DONE
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,7 @@ from longarm_wire import exit_codes
 def longarm_edge(command: str, *arguments: str, cwd: Path, timeout: float = 170) -> "subprocess.CompletedProcess[str]":
     clean = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")} | {"HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "longarm_edge.cli", command, *arguments],
+        [sys.executable, "-m", "longarm_edge", command, *arguments],
         env=clean,
         cwd=cwd,
         capture_output=True,

@@ -40,7 +40,7 @@ def interrupted(command: list[str], words: str, pause: float = 0.0, stdin: int |
     """
     said = ""
     with subprocess.Popen(
-        [sys.executable, "-m", "longarm_edge.cli", *command], stdin=stdin, stderr=subprocess.PIPE
+        [sys.executable, "-m", "longarm_edge", *command], stdin=stdin, stderr=subprocess.PIPE
     ) as process:
         assert process.stderr is not None
         while words not in said:

@@ -137,7 +137,7 @@ def test_a_log_may_be_cut_off(
 ) -> None:
     """`logs | head`: who reads has seen enough, and nothing broke."""
     far.run("mkdir -p ~/.longarm/logs; seq 100000 >~/.longarm/logs/service.log")
-    command = [sys.executable, "-m", "longarm_edge.cli", "logs", *machine_flags(ssh, account, far_python)]
+    command = [sys.executable, "-m", "longarm_edge", "logs", *machine_flags(ssh, account, far_python)]
     with subprocess.Popen(
         [*command, "-n", "100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
