@@ -10,9 +10,13 @@ from unittest.mock import Mock
 
 import pytest
 
+from longarm_edge.leave import leave
+from longarm_edge.policy_client import PolicyClient
 from longarm_edge.run import Run
+from longarm_edge.schedule import MonotonicClock
 from longarm_edge.settings import SafetySettings
 from longarm_wire import exit_codes
+from longarm_wire.settings import ConfigurationError
 from tests.e2e.conftest import until
 
 
@@ -33,7 +37,7 @@ def test_a_way_back_that_fails_holds_and_says_so(edge, arm) -> None:
         interrupt()
         there = len(arm.commands)
         until(lambda: len(arm.commands) > there + 5, "on the way back")
-        arm.write_faults = [ConnectionError("Incorrect status packet!")]
+        arm.write_faults = [ConnectionError("Incorrect status packet!")] * 3
 
     result = e.go(fail)
     assert result.exit_code == exit_codes.FAILED
@@ -59,6 +63,44 @@ def test_a_way_back_that_is_cut_short_holds_says_so_and_is_remembered(edge, arm,
     assert "it was stopped on the way to the start pose and holds" in result.reason
     assert arm.torque
     assert json.loads(path.read_text())["pan.pos"] == 0
+
+
+def test_a_run_that_is_alive_is_not_taken_for_one_that_was_killed(edge, arm, tmp_path) -> None:
+    """`leave` drove a living run's arm, or deleted its pose; a second run said that the first had been killed."""
+    path = tmp_path / "pose.json"
+    e = edge(duration=0, safety=SafetySettings(on_stop="hold", pose_file=path))
+    refusals: list[str] = []
+
+    def meddle(run: Run) -> None:
+        until(lambda: len(arm.commands) > 20, "streaming")
+        try:
+            leave(e.run.settings, lambda: pytest.fail("it makes no robot"), MonotonicClock())
+        except ConfigurationError as error:
+            refusals.append(str(error))
+        assert path.exists()
+        interrupt()
+
+    assert e.go(meddle).exit_code == exit_codes.DONE
+    assert "A run that is alive" in refusals[0]
+    assert not path.exists()
+
+
+def test_however_often_ctrl_c_is_pressed_there_is_a_last_word(edge, monkeypatch) -> None:
+    """The third one, while what had been set up was taken apart, ended in a traceback."""
+    close, closing = PolicyClient.close, threading.Event()
+    monkeypatch.setattr(PolicyClient, "close", lambda self: (closing.set(), time.sleep(1), close(self)))
+    e = edge(duration=0, server_address="127.0.0.1:9", connect_timeout=30)
+
+    def press(_: Run) -> None:
+        time.sleep(0.5)
+        interrupt()
+        assert closing.wait(10)
+        for _ in range(2):
+            time.sleep(0.1)
+            interrupt()
+
+    result = e.go(press)
+    assert (result.exit_code, result.reason) == (exit_codes.INTERRUPTED, "interrupted by SIGINT")
 
 
 def test_a_terminal_that_is_closed_ends_the_run_by_rule(edge, arm) -> None:
@@ -139,12 +181,76 @@ def test_after_a_killed_run_one_that_never_moved_goes_back_too(edge, arm, tmp_pa
 def test_after_a_killed_run_an_arm_that_cannot_be_read_is_not_dropped(edge, arm, tmp_path) -> None:
     path = tmp_path / "pose.json"
     path.write_text(json.dumps(KILLED_AT))
-    arm.read_faults = [ConnectionError("Incorrect status packet!")]
+    arm.read_faults = [ConnectionError("Incorrect status packet!")] * 3
     result = edge(safety=SafetySettings(on_stop="rest", pose_file=path)).go()
     assert "Incorrect status packet!" in result.reason
     assert "it is not known where the way back begins" in result.reason
     assert arm.torque
     assert json.loads(path.read_text()) == KILLED_AT
+
+
+def test_after_a_killed_run_one_that_never_moved_goes_nowhere_far(edge, arm, tmp_path, script) -> None:
+    """The warning says to stop where the start pose is wrong. Whoever did so saw the arm go there."""
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT | {"pan.pos": -50.0}))
+    script.always = RuntimeError("out of memory")
+    result = edge(safety=SafetySettings(on_stop="rest", rest_seconds=2, pose_file=path)).go()
+    assert "it was not moved, and holds" in result.reason
+    assert arm.commands == []
+    assert arm.torque
+    assert json.loads(path.read_text())["pan.pos"] == -50
+
+
+DRIVES = SafetySettings(velocity_actions=("gripper.pos",))
+
+
+def test_what_a_killed_run_left_driving_is_stopped_when_the_next_one_connects(edge, arm, script) -> None:
+    """It drove on until the first command, as long as that took."""
+    arm.pose = {"pan.pos": 7.0, "lift.pos": 8.0, "gripper.pos": 0.5}
+    script.seconds = 0.5
+    edge(duration=0.5, safety=DRIVES).go()
+    assert arm.commands[0][1] == (7, 8, 0)
+    assert arm.commands[1][0] - arm.commands[0][0] > 0.4
+
+
+def test_leave_asks_again_where_a_bus_stutters(edge, arm, tmp_path) -> None:
+    """One failed read, and the wheels drove on without a word."""
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    arm.pose = {"pan.pos": 7.0, "lift.pos": 8.0, "gripper.pos": 0.5}
+    arm.read_faults = [ConnectionError("Incorrect status packet!")]
+    run = edge(safety=DRIVES.model_copy(update={"pose_file": path})).run
+    assert leave(run.settings, lambda: run.robot, MonotonicClock()) == exit_codes.DONE
+    assert arm.commands[-1][1] == (7, 8, 0)
+
+
+def test_leave_says_what_it_could_not_stop(edge, arm, tmp_path, caplog) -> None:
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    arm.read_faults = [ConnectionError("Incorrect status packet!")] * 9
+    run = edge(safety=DRIVES.model_copy(update={"pose_file": path})).run
+    assert leave(run.settings, lambda: run.robot, MonotonicClock()) == exit_codes.FAILED
+    assert "it was not told to stop driving" in caplog.text
+    assert path.exists()
+
+
+@pytest.mark.parametrize("method", ["get_observation", "send_action"])
+def test_a_driver_that_exits_does_not_end_the_program(edge, arm, monkeypatch, method: str) -> None:
+    """SystemExit passed every handler: no summary, no words, and exit code 0."""
+    e = edge(duration=0, safety=SafetySettings(max_offline=2.0))
+
+    def exits(*_: object) -> None:
+        raise SystemExit(0)
+
+    def meanwhile(_: Run) -> None:
+        until(lambda: len(arm.commands) > 10, "streaming")
+        monkeypatch.setattr(arm, method, exits)
+
+    result = e.go(meanwhile)
+    assert result.exit_code == exit_codes.FAILED
+    assert "SystemExit" in result.reason
+    assert arm.torque
+    assert not arm.is_connected
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"elbow": 1}'])

@@ -193,7 +193,8 @@ def test_stop_by_release(bench: Bench) -> None:
 def test_kill(bench: Bench, tmp_path: Path, monkeypatch, rule: str) -> None:
     safety = SafetySettings(pose_file=tmp_path / "pose.json", on_stop=rule, rest_seconds=2)
     with monkeypatch.context() as killed:
-        killed.setattr(Arm, "leave", lambda _: None)
+        # What the system closes when a process ends
+        killed.setattr(Arm, "leave", lambda self: os.close(self._kept))
         bench.run(lambda _: bench.streams(), safety=safety)
     assert bench.hardware.driving is bench.wheeled
     bench.hardware.camera.is_connected = False

@@ -175,7 +175,9 @@ def test_metrics_tell_what_happened(clock, robot) -> None:
 
 
 class TestStopRule:
-    def leave(self, robot, clock, *, at_once=lambda: False, last: float = 30, **safety) -> str | None:
+    def leave(
+        self, robot, clock, *, at_once=lambda: False, last: float = 30, heard: bool = True, **safety
+    ) -> str | None:
         robot.stands = robot.stands or last
         return Leaving(
             robot=robot,
@@ -185,6 +187,7 @@ class TestStopRule:
             fps=FPS,
             clock=clock,
             at_once=at_once,
+            heard=heard,
         )()
 
     def test_hold_keeps_torque(self, robot, clock) -> None:
@@ -229,12 +232,14 @@ class TestStopRule:
         assert robot.torque is None
 
     def test_an_arm_that_is_blocked_on_the_way_back_holds_and_pushes_no_further(self, robot, clock) -> None:
-        """Torque went off in the air, with exit code 0. What is left pushing would spring back once it is free."""
+        """Torque went off in the air, with exit code 0. What it is sent ahead of itself it springs once it is free."""
         robot.blocked = {"elbow.pos": 22.0}
         problem = self.leave(robot, clock, on_stop=StopRule.REST)
         assert "elbow.pos stands at 22 and began at 0 (safety.rest_tolerance=5)" in problem
         assert robot.torque is True
-        assert robot.sent[-1][1].tolist() == [0, 17, 0]
+        assert robot.sent[-1][1][[0, 2]].tolist() == [0, 0], "what is not blocked goes home"
+        # It stood 8 above its last command
+        assert 22 - 8 - 5 - 1 < robot.sent[-1][1][1] <= 22 - 8 - 5 + 1
         assert clock.now() < 110
 
     def test_an_arm_that_comes_late_is_waited_for(self, robot, clock) -> None:
@@ -250,8 +255,45 @@ class TestStopRule:
     def test_the_way_back_begins_where_the_arm_stands_not_where_it_was_sent(self, robot, clock) -> None:
         """A silent bus loses commands: the first that gets through again would be far from the arm."""
         robot.stands = 90.0
-        assert self.leave(robot, clock, on_stop=StopRule.REST) is None
+        assert self.leave(robot, clock, on_stop=StopRule.REST, heard=False) is None
         assert robot.sent[0][1].tolist() == [90, 90, 90]
+
+    def test_one_wrong_look_moves_nothing(self, robot, clock) -> None:
+        """The way began there, 200 degrees away, whatever max_step said."""
+        looks = iter([np.full(3, -170, np.float32)])
+        robot.read_state = lambda look=robot.read_state: next(looks, None) if len(robot.sent) in (0, 25) else look()
+        robot.read_state = lambda look=robot.read_state: found if (found := look()) is not None else np.full(3, 30.0)
+        assert self.leave(robot, clock, on_stop=StopRule.REST, max_step=2, heard=False) is None
+        assert robot.sent[0][1].tolist() == [30, 30, 30]
+
+    def test_a_joint_that_carries_something_is_taken_home_all_the_same(self, robot, clock) -> None:
+        """It stands below its command all the time: taken for blocked it was lowered, twice, and called held."""
+        look = robot.read_state
+        robot.read_state = lambda: look() - np.array([0, 4.5, 0], np.float32)
+        assert self.leave(robot, clock, on_stop=StopRule.REST) is None
+        assert robot.sent[0][1].tolist() == [30, 30, 30]
+
+    def test_an_arm_that_is_held_on_the_way_does_not_spring_when_it_is_let_go(self, robot, clock) -> None:
+        send = robot.send
+
+        def held(command, sent=lambda: None) -> None:
+            send(command, sent)
+            if 20 < len(robot.sent) < 80:
+                robot.blocked.setdefault("elbow.pos", float(command[1]))
+            else:
+                robot.blocked.clear()
+
+        robot.send = held
+        assert self.leave(robot, clock, on_stop=StopRule.REST) is None
+        elbow = np.array([command[1] for _, command in robot.sent])
+        assert np.abs(np.diff(elbow)).max() < 1
+        assert elbow[20] - elbow[79] < 5 + 1
+
+    def test_wheels_behind_a_silent_bus_are_said_to_drive(self, robot, clock) -> None:
+        """It takes the word to stop, loses it, and the run ended with 0."""
+        robot.spec = replace(robot.spec, action_names=("x.vel", "y.vel", "theta.vel"))
+        robot.read_state = lambda: (_ for _ in ()).throw(ConnectionError("no status packet"))
+        assert "may not have heard it: no status packet" in self.leave(robot, clock)
 
     def test_nothing_is_sent_on_the_way_back_while_the_arm_cannot_be_seen(self, robot, clock) -> None:
         look = robot.read_state
@@ -309,7 +351,8 @@ class TestStopRule:
         still_hangs = [True, False]
         monkeypatch.setattr(robot, "take_over", lambda _: not still_hangs.pop(0))
         assert self.leave(robot, clock) is None
-        assert [command.tolist() for _, command in robot.sent] == [[0, 0, 0]] * 2
+        # Each time once more, when it is known to listen
+        assert [command.tolist() for _, command in robot.sent] == [[0, 0, 0]] * 4
 
     def test_while_a_command_hangs_the_arm_does_not_set_out(self, robot, clock, monkeypatch) -> None:
         """It would be thrown back when that command gets through."""

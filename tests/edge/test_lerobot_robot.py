@@ -165,7 +165,8 @@ def test_an_arm_that_may_be_limp_is_said_to_be(tmp_path) -> None:
         servos.overloaded = {6}
         with pytest.raises(ConnectionError, match=r"joints may be limp now.*Overload"):
             robot.connect()
-        robot.disconnect(torque=True)
+        with pytest.raises(ConnectionError, match="may be limp"):
+            robot.disconnect(torque=True)
         assert servos.torque == {False}, "what LeRobot left"
 
 
@@ -331,3 +332,75 @@ def test_an_answer_that_came_too_late_is_not_taken_for_that_to_the_next_call(tmp
         with robot._turn():
             assert not port.ser.in_waiting
         robot.disconnect(torque=True)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_motors_are_not_configured_once_the_robot_is_let_go_of(tmp_path, held: bool) -> None:
+    """Ctrl-C while a camera was connected: LeRobot went on to configure, the process ended, and joints were limp."""
+    entered, go_on = threading.Event(), threading.Event()
+    with Servos(torque=held) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        connect = robot.lerobot.bus.connect
+        robot.lerobot.bus.connect = lambda: (connect(), entered.set(), go_on.wait(30))
+        connecting = aside(robot.connect, "connect")
+        assert entered.wait(10)
+        assert robot.take_over(0.1)
+        robot.disconnect(torque=True)
+        go_on.set()
+        with pytest.raises(ConnectionError):
+            connecting.result(10)
+        assert servos.torque == {held}
+
+
+def test_motors_that_are_being_configured_are_waited_for(tmp_path) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        configure = robot.lerobot.configure
+
+        def slowly() -> None:
+            robot.lerobot.bus.disable_torque()
+            entered.set()
+            go_on.wait(30)
+            configure()
+
+        robot.lerobot.configure = slowly
+        connecting = aside(robot.connect, "connect")
+        assert entered.wait(10)
+        assert not robot.take_over(0.1)
+        go_on.set()
+        assert robot.take_over(10)
+        connecting.exception(10)
+        robot.disconnect(torque=True)
+        assert servos.torque == {True}
+
+
+def test_a_robot_that_hangs_while_it_is_configured_is_said_to_be_limp(tmp_path) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    with Servos(torque=True) as servos:
+        robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
+        robot.lerobot.configure = lambda: (robot.lerobot.bus.disable_torque(), entered.set(), go_on.wait(30))
+        connecting = aside(robot.connect, "connect")
+        assert entered.wait(10)
+        assert not robot.take_over(0.1)
+        with pytest.raises(ConnectionError, match="may be limp"):
+            robot.disconnect(torque=True)
+        go_on.set()
+        connecting.exception(10)
+
+
+def test_two_programs_do_not_drive_one_robot(tmp_path) -> None:
+    """The second took the torque off under the first, which went on without a word."""
+    with Servos(torque=True) as servos:
+        first, second = (make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30) for _ in range(2))
+        first.connect()
+        before = len(servos.writes)
+        for configure in (True, False):
+            with pytest.raises(ConnectionError, match="Another program drives the robot at"):
+                second.connect(configure=configure)
+            second.disconnect(torque=False)
+        assert len(servos.writes) == before
+        first.send(first.read_state())
+        first.disconnect(torque=True)
+        second.connect()
+        second.disconnect(torque=True)

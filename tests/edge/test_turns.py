@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from longarm_edge.aside import aside
 from longarm_edge.turns import Turns
 
 
@@ -84,5 +85,15 @@ def test_a_call_that_returns_in_time_is_waited_for() -> None:
     timer.start()
     assert turns.take_over(5)
     timer.join()
+    with turns.take():
+        pass
+
+
+def test_whoever_comes_after_the_end_is_refused_too() -> None:
+    """A thread that the system let wait came with its command, or began to connect, after the arm was left."""
+    turns = Turns(several=False)
+    assert turns.take_over(0.1)
+    with pytest.raises(ConnectionError, match="being let go of"):
+        aside(lambda: turns.take().__enter__(), "late").result(5)
     with turns.take():
         pass

@@ -1,6 +1,7 @@
 """The robot between connecting and letting go, with what the stop rule needs to know."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,9 @@ from longarm_edge.actions import pose_in
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.control import ControlLoop
 from longarm_edge.motion import Motion
-from longarm_edge.robot import Robot
+from longarm_edge.robot import Robot, RobotReading
 from longarm_edge.schedule import Clock
-from longarm_edge.stop import Interrupted, Leaving, Signals
+from longarm_edge.stop import Interrupted, Leaving, Signals, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Arm:
     Attributes:
       loop: Drives it, once it does.
       problem: What was not as the rule wants it when the arm was left; None if it was left by rule.
+      heard: Whether the last command reached the arm for all that is known.
     """
 
     def __init__(self, robot: Robot, motion: Motion, fps: float, clock: Clock, signals: Signals) -> None:
@@ -42,9 +44,13 @@ class Arm:
         # Where it stands before the first command, once that is known
         self._found = np.full(len(robot.spec.action_names), np.nan, np.float32)
         self._after_kill = False
+        # While it is open, others see that a run is alive
+        self._kept: int | None = None
         self._answered_at = 0.0
+        self._leaving: Leaving | None = None
         self.loop: ControlLoop | None = None
         self.problem: str | None = None
+        self.heard: Callable[[], bool] = lambda: True
 
     def connect(self) -> np.ndarray:
         """Connects, and returns where the arm stands as a command: shape (action_dim), NaN where it is not known.
@@ -54,13 +60,29 @@ class Arm:
           ConfigurationError: The pose cannot be kept.
           Interrupted: A signal came meanwhile.
         """
-        self._after_kill = self._pose_file is not None and pose_file.is_kept(self._pose_file)
+        if self._pose_file is not None:
+            pose_file.check_free(self._pose_file)
+            self._after_kill = pose_file.is_kept(self._pose_file)
         pose = looked_after(aside(self._connect, "connect"), self._signals.check)
         self._start_pose = self._found = pose
         if self._pose_file is not None:
             self._start_pose = self._inherited(pose, self._pose_file)
-            pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
+            self._kept = pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
         return pose
+
+    def found(self, reading: RobotReading) -> None:
+        """Takes note of where the arm stands, of which nothing could be seen for a while.
+
+        Raises:
+          ConnectionError: A second look tells something else.
+        """
+        seen, again = (
+            pose_in(state, self._robot.spec, self._motion.kinds) for state in (reading.state, self._robot.read_state())
+        )
+        if (np.abs(seen - again) > self._motion.safety.rest_tolerance).any():
+            raise ConnectionError("two looks at where its joints stand disagree")
+        if self.loop is not None:
+            self.loop.stand_at(again)
 
     def leave(self) -> None:
         """Leaves the arm by rule, as far as it answers. A third signal gives up on it."""
@@ -87,23 +109,34 @@ class Arm:
             given_up = True
             why = f"interrupted by {error}" if isinstance(error, Interrupted) else str(error)
             self.problem = (
-                f"The arm was not left as wanted (on_stop={self._motion.safety.on_stop}): {why}. Its motors go on with "
-                "the last command that reached them"
-                + (
-                    ": what drives goes on driving."
-                    if self._motion.kinds.is_velocity.any()
-                    else ", if they have power."
-                )
+                f"The arm was not left as wanted (on_stop={self._motion.safety.on_stop}): {why}. {self._outlook()}"
             )
         # What went wrong is left for `longarm-edge leave` to mend, and so is a killed run's arm that was not reached
         if self.problem is None and self._pose_file is not None and self._start_pose is not None:
             pose_file.forget(self._pose_file)
+        if self._kept is not None:
+            os.close(self._kept)
+            self._kept = None
         # The arm is out of our hands: from here on there is only what was recorded to put away
         signals.patience = sys.maxsize
 
     def _connect(self) -> np.ndarray:
+        kinds = self._motion.kinds
         self._robot.connect()
-        return pose_in(self._robot.observe().state, self._robot.spec, self._motion.kinds)
+        pose = patiently(lambda: pose_in(self._robot.observe().state, self._robot.spec, kinds))
+        if kinds.is_velocity.any() and not np.isnan(pose).any():
+            # A killed run may have left it driving, and the first command of this one may be a while away
+            self._robot.send(pose)
+        return pose
+
+    def _outlook(self) -> str:
+        """Returns what motors do that cannot be told anything."""
+        if self._leaving is not None and self._leaving.letting_go:
+            return "It was being let go of: its joints may be limp, or hold."
+        drives = self._motion.kinds.is_velocity.any()
+        return "Its motors go on with the last command that reached them" + (
+            ": what drives goes on driving." if drives else ", if they have power."
+        )
 
     def _inherited(self, pose: np.ndarray, path: Path) -> np.ndarray:
         """Returns where the way back leads: after a run that was killed, where that one's led."""
@@ -130,7 +163,11 @@ class Arm:
         elif self._after_kill:
             # Nobody has left it by rule since the run before moved it
             last = self._found
-        return Leaving(
+        moved = self.loop is not None and self.loop.first_command is not None
+        away = start is not None and (np.abs(start - self._found) > self._motion.safety.rest_tolerance).any()
+        # Whoever was told that the start pose may be wrong, and stops, does not want to see the arm go there
+        stay = "it was not moved, and holds: `longarm-edge leave` leads it to where the killed run began"
+        self._leaving = Leaving(
             robot=self._robot,
             motion=self._motion,
             start_pose=start,
@@ -139,7 +176,10 @@ class Arm:
             clock=self._clock,
             at_once=at_once,
             progress=self._progress,
-        )()
+            heard=self.heard(),
+            stay=stay if away and not moved else "",
+        )
+        return self._leaving()
 
     def _progress(self) -> None:
         self._answered_at = self._clock.now()

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from longarm_edge import pose_file
 from longarm_edge.actions import ActionKinds, pose_in
 from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import EdgeSettings, SafetySettings, StopRule
-from longarm_edge.stop import Interrupted, Leaving, Signals
+from longarm_edge.stop import Interrupted, Leaving, Signals, patiently
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 
@@ -42,6 +44,7 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
         raise ConfigurationError(
             ["Expected safety.pose_file to be set, as it was for the run: nothing else says more."]
         )
+    pose_file.check_free(path)
     if not pose_file.is_kept(path):
         logger.info("the arm was left by rule: nothing to do")
         return exit_codes.DONE
@@ -62,12 +65,13 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock, progr
     with Signals() as signals:
         # Once is a wish to stop at once, on the way back too; a manager that loses patience kills
         signals.patience = 1
-        start_pose = now_at = None
+        start_pose = None
+        now_at = np.full(len(robot.spec.action_names), np.nan, np.float32)
         unreadable: Exception | None = None
         try:
             # Configuring would take the torque away for a moment, and was done by the run
             robot.connect(configure=False)
-            now_at = pose_in(robot.read_state(), robot.spec, motion.kinds)
+            now_at = patiently(lambda: pose_in(robot.read_state(), robot.spec, motion.kinds))
             if settings.safety.on_stop is StopRule.REST:
                 start_pose = pose_file.read(path, robot.spec.action_names)
         except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises

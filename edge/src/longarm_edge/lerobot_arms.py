@@ -3,7 +3,7 @@
 import logging
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -72,8 +72,10 @@ def composed_of(robot: LeRobot) -> list[LeRobot]:
 
 
 @contextmanager
-def configuring(robot: LeRobot, *, allowed: bool) -> Iterator[list[LeRobot]]:
-    """Lets LeRobot configure motors as it connects to them, or keeps it from doing so.
+def configuring(
+    robot: LeRobot, permitted: Callable[[], AbstractContextManager[None]] | None
+) -> Iterator[list[LeRobot]]:
+    """Lets LeRobot configure motors within permitted as it connects to them, or keeps it from doing so without.
 
     Yields the arms that it is at, or gave up at: it takes their torque off meanwhile.
     """
@@ -81,10 +83,11 @@ def configuring(robot: LeRobot, *, allowed: bool) -> Iterator[list[LeRobot]]:
     under_way: list[LeRobot] = []
 
     def configure(part: LeRobot, own: Callable[[], None]) -> None:
-        if allowed:
-            under_way.append(part)
-            own()
-            under_way.remove(part)
+        if permitted is not None:
+            with permitted():
+                under_way.append(part)
+                own()
+                under_way.remove(part)
 
     for part in parts:
         part.configure = partial(configure, part, part.configure)

@@ -24,7 +24,8 @@ from lerobot.robots import Robot as LeRobot
 from lerobot.robots import RobotConfig, make_robot_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
-from longarm_edge.lerobot_arms import ArmsTorque, configuring
+from longarm_edge import ports
+from longarm_edge.lerobot_arms import ArmsTorque, composed_of, configuring
 from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
 from longarm_edge.robot import CameraError, RobotReading
 from longarm_edge.turns import Turns
@@ -119,7 +120,10 @@ class LeRobotRobot:
         # A robot that says so takes calls from several threads: a command then need not wait for a slow observation
         self._turns = Turns(several=getattr(self._robot, "is_thread_safe", False))
         self._observing = threading.Lock()
+        self._ports = contextlib.ExitStack()
         self._touched = self._ready = False
+        # Arms whose motors are being configured, or were when that failed
+        self._limp: list[LeRobot] = []
 
     @property
     def lerobot(self) -> LeRobot:
@@ -141,7 +145,11 @@ class LeRobotRobot:
         Raises:
           ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
         """
-        with self._turn(), configuring(self._robot, allowed=configure) as under_way:
+        # Somebody may let go of the robot while it connects. Half configured, its motors would have no torque
+        permitted = self._turns.commanding if configure else None
+        with self._turn(), configuring(self._robot, permitted) as self._limp:
+            self._ports.close()
+            self._ports = ports.hold(composed_of(self._robot))
             self._touched = True
             # Whatever happens from here on, a torque that is on stays on until disconnect says otherwise
             self._torque.choose(True)
@@ -150,7 +158,7 @@ class LeRobotRobot:
                 takes_it = "calibrate" in inspect.signature(self._robot.connect).parameters
                 self._robot.connect(**({"calibrate": False} if takes_it else {}))
             except Exception as error:
-                limp = ", and its joints may be limp now, as LeRobot was configuring its motors" if under_way else ""
+                limp = ", and its joints may be limp now, as LeRobot was configuring its motors" if self._limp else ""
                 what = f"Cannot connect to the robot {self.spec.robot_type}{limp}"
                 raise ConnectionError(f"{what}: {_in_full(error)}") from error
             # None is no answer, and comes from robots that have nothing to calibrate
@@ -224,6 +232,10 @@ class LeRobotRobot:
                 logger.warning("%s was let go of, but for: %s", self.spec.robot_type, error)
             finally:
                 await_disconnected(self._cameras, CAMERA_SECONDS)
+                self._ports.close()
+            # Whoever was interrupted while it connected has not heard it
+            if self._limp and torque is not False and not self._ready:
+                raise ConnectionError("its joints may be limp: LeRobot was configuring its motors")
             if closed and torque is False:
                 arms = ", ".join(map(str, closed))
                 raise ConnectionError(f"the bus of {arms} had closed: its torque was not taken off")
@@ -239,7 +251,15 @@ class LeRobotRobot:
     def _turn(self, *, commands: bool = False) -> Iterator[None]:
         with self._turns.take(commands=commands):
             self._torque.free_ports()
-            yield
+            try:
+                yield
+            except Exception:
+                raise
+            except BaseException as error:
+                # A driver that exits, or whose binding panics, must not end the program beside its stop rule
+                if threading.current_thread() is threading.main_thread():
+                    raise
+                raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def _leave_out_cameras(config: Any) -> None:

@@ -88,7 +88,9 @@ class Planner:
       wait_for_tick: Returns True after the next tick's command is out, False if none was within so many seconds.
       rtc: Makes chunks follow each other, for a session that was opened with it.
       hindrance: Says why nothing may be asked of the service now; nothing if it may.
-      found: Told what is seen of an arm that could not be seen for a while, before it moves again.
+      found: Told what is seen of an arm that could not be seen for a while, before it is told anything new. Raises if
+        that is not to be believed.
+      unseen: How many observations failed, one after another, that were no camera's.
     """
 
     robot: Observed
@@ -108,6 +110,7 @@ class Planner:
     rtc: RealTimeChunking | None = None
     hindrance: Callable[[], str] = lambda: ""
     found: Callable[[RobotReading], None] = lambda _: None
+    unseen: int = 0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -119,7 +122,6 @@ class Planner:
     _rested_since: float = -math.inf
     _slow_answers: int = 0
     _slowness_told: bool = False
-    _unseen: int = 0
     _unreachable: bool = False
     _session_unknown: bool = False
 
@@ -204,18 +206,14 @@ class Planner:
         captured_at = self.clock.now()
         try:
             reading = self.robot.observe()
+            if self.unseen >= UNSEEN_TO_STOP:
+                self.found(reading)
         except Exception as error:  # noqa: BLE001  # whatever a robot raises: a bus that stutters may answer next time
             if self._stopping.is_set():  # it was us who let go of it
                 return
-            self._unseen += not isinstance(error, CameraError)
-            if self._unseen == UNSEEN_TO_STOP:
-                # A bus that does not answer may not listen either: the plan would run away from the arm
-                self.queue.expire()
-            self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
+            self._not_seen(error)
             return
-        if self._unseen >= UNSEEN_TO_STOP:
-            self.found(reading)
-        self._unseen = 0
+        self.unseen = 0
         observed = self.clock.now()
         self.link.observed()
         if reading.captured_at is not None:  # it was shared, and is a little older than this question
@@ -379,6 +377,7 @@ class Planner:
 
     def _reopen(self) -> bool:
         """Opens the session anew. Returns whether it is open."""
+        self.link.trouble("The service has lost the session, and loads the policy")
         try:
             session = self.reopen()
         except UnreachableError as error:
@@ -404,6 +403,14 @@ class Planner:
         self.trace.reconnected(Reconnect.SESSION_UNKNOWN)
         logger.info("the service had forgotten the session: it is open again")
         return True
+
+    def _not_seen(self, error: Exception) -> None:
+        if not isinstance(error, CameraError):
+            self.unseen += 1
+            if self.unseen == UNSEEN_TO_STOP:
+                # A bus that does not answer may not listen either: the plan would run away from the arm
+                self.queue.expire()
+        self._failed(Observation.UNREADABLE, f"The robot gave no observation: {error}")
 
     def _failed(self, outcome: Observation, message: str) -> None:
         self.trace.observation(outcome)

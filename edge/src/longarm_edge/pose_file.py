@@ -3,6 +3,7 @@
 A run that is killed leaves the file behind: it says that the arm was not left by rule, and where the way back leads.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -16,8 +17,10 @@ from longarm_wire.settings import ConfigurationError
 logger = logging.getLogger(__name__)
 
 
-def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
+def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> int:
     """Writes pose, shape (names), NaN where it is not known, in one step.
+
+    Returns a descriptor: the file belongs to a run that is alive for as long as it is open.
 
     Raises:
       ConfigurationError: The file cannot be written.
@@ -26,9 +29,32 @@ def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         draft.write_text(json.dumps(dict(zip(names, values, strict=True))) + "\n", encoding="utf-8")
+        fd = os.open(draft, os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
         draft.replace(path)
     except OSError as error:
         raise ConfigurationError([f"Cannot write {path} (safety.pose_file): {error.strerror}"]) from error
+    return fd
+
+
+def check_free(path: Path) -> None:
+    """Returns unless the pose belongs to a run that is alive.
+
+    Raises:
+      ConfigurationError: It does.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # others say so, where it matters
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigurationError(
+            [f"A run that is alive has the arm: it keeps {path} (safety.pose_file). Stop that run first."]
+        ) from None
+    finally:
+        os.close(fd)
 
 
 def is_kept(path: Path) -> bool:

@@ -94,8 +94,7 @@ class Robot(Protocol):
     def take_over(self, seconds: float) -> bool:
         """Waits up to so many seconds for calls in flight, and returns whether no command is under way any more.
 
-        Either way later calls do not wait for them, and calls that wait for them now fail without reaching the
-        hardware.
+        From now on calls of this thread alone reach the hardware, and wait for nobody; those of others fail.
         """
         ...
 

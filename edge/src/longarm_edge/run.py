@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -13,7 +14,6 @@ from rich.console import Console
 
 from longarm_edge import console as terminal
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
-from longarm_edge.actions import pose_in
 from longarm_edge.arm import Arm
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.backoff import Backoff
@@ -126,29 +126,30 @@ class Run:
         Raises:
           ConfigurationError: The service refuses: robot and policy do not fit, say. Nothing moved.
         """
-        reason = "it cannot start as configured"
-        with Signals() as signals, ExitStack() as stack:
-            try:
+        reason, code = "it cannot start as configured", exit_codes.FAILED
+        try:
+            with Signals() as signals, ExitStack() as stack:
                 try:
-                    reason = self._run(signals, stack)
+                    reason, code = self._run(signals, stack), exit_codes.DONE
+                except (RunFailedError, ConnectionError) as error:
+                    # A changed host key, say: a supervisor must not try again and again
+                    final = self.tunnel is not None and self.tunnel.failure is not None
+                    reason, code = str(error), exit_codes.CANNOT_START if final else exit_codes.FAILED
+                except ConfigurationError:
+                    raise
+                except Interrupted as error:
+                    reason, code = f"interrupted by {error}", exit_codes.INTERRUPTED
+                except Exception as error:
+                    # Whatever a robot's driver raises: the arm is left by rule on the way out
+                    reason, code = f"{type(error).__name__}: {error}", exit_codes.FAILED
+                    logger.exception("the run failed")
                 finally:
                     # Whoever presses Ctrl-C now still gets the summary
                     signals.patience = signals.count + 1
-                code = exit_codes.DONE
-            except Interrupted as error:
-                reason, code = f"interrupted by {error}", exit_codes.INTERRUPTED
-            except (RunFailedError, ConnectionError) as error:
-                # A changed host key, say: a supervisor must not try again and again
-                final = self.tunnel is not None and self.tunnel.failure is not None
-                reason, code = str(error), exit_codes.CANNOT_START if final else exit_codes.FAILED
-            except ConfigurationError:
-                raise
-            except Exception as error:
-                # Whatever a robot's driver raises: the arm is left by rule on the way out
-                logger.exception("the run failed")
-                reason, code = f"{type(error).__name__}: {error}", exit_codes.FAILED
-            finally:
-                self._supervision.stopping(reason)
+                    self._supervision.stopping(reason)
+        except Interrupted as error:
+            # Impatient with what is taken apart: the arm was left by rule in any case
+            reason, code = f"interrupted by {error}", code or exit_codes.INTERRUPTED
         if self._watchers.problem is not None and code == exit_codes.DONE:
             reason, code = self._watchers.problem, exit_codes.FAILED
         if self._arm is not None and self._arm.problem is not None:
@@ -211,7 +212,8 @@ class Run:
         )
         sinks = self._watchers.sinks
         observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
-        planner = self._planner = self._make_planner(client, session, signal, view)
+        planner = self._planner = self._make_planner(client, session, signal, view, arm.found)
+        arm.heard = lambda: planner.unseen == 0
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
         if observer is not None:
@@ -350,7 +352,14 @@ class Run:
     def _latency(self) -> float | None:
         return self.trace.requests[-1].latency if self.trace.requests else None
 
-    def _make_planner(self, client: PolicyClient, session: Session, signal: TickSignal, robot: Observed) -> Planner:
+    def _make_planner(
+        self,
+        client: PolicyClient,
+        session: Session,
+        signal: TickSignal,
+        robot: Observed,
+        found: Callable[[RobotReading], None],
+    ) -> Planner:
         settings = self.settings
         rtc = RealTimeChunking(settings.rtc.config, settings.fps) if session.model_action_dim else None
         horizon = settings.rtc.execution_horizon if rtc is not None else 0
@@ -371,7 +380,7 @@ class Run:
             wait_for_tick=signal.wait,
             rtc=rtc,
             hindrance=self._hindrance,
-            found=self._found,
+            found=found,
         )
 
     def _hindrance(self) -> str:
@@ -379,10 +388,6 @@ class Run:
         if self.tunnel is None or self.tunnel.state is State.UP:
             return ""
         return self.tunnel.message or f"The tunnel is {self.tunnel.state.value}."
-
-    def _found(self, reading: RobotReading) -> None:
-        if self._loop is not None:
-            self._loop.stand_at(pose_in(reading.state, self.robot.spec, self._motion.kinds))
 
     def _stop_reason(self, now: float, signals: Signals) -> str | None:
         if signals.count:

@@ -110,6 +110,9 @@ class Leaving:
       clock: Tells the time.
       at_once: Whether to skip the way back.
       progress: Called whenever the robot has answered a call.
+      heard: Whether last_command reached the arm for all that is known.
+      stay: Why the arm does not go back; nothing if it may.
+      letting_go: Whether it is let go of by now.
     """
 
     robot: Robot
@@ -120,6 +123,9 @@ class Leaving:
     clock: Clock
     at_once: Callable[[], bool]
     progress: Callable[[], None] = lambda: None
+    heard: bool = True
+    stay: str = ""
+    letting_go: bool = False
 
     def __call__(self) -> str | None:
         """Leaves the arm. Never raises: it is let go of whatever happens, and unless all went well the torque stays on.
@@ -140,6 +146,7 @@ class Leaving:
             StopRule.RELEASE: False,
             StopRule.DRIVER: None,
         }[rule]
+        self.letting_go = True
         try:
             self.robot.disconnect(torque=torque)
             self.progress()
@@ -168,10 +175,16 @@ class Leaving:
         if np.isnan(still).any():
             raise RobotError("it was not told to stop driving: it is not known where its joints stand")
         try:
-            _patiently(lambda: self._send(still))
+            patiently(lambda: self._send(still))
         except Exception as error:
             raise RobotError(f"it was not told to stop driving: {error}") from error
         self.last_command = still
+        try:
+            # A bus that is silent takes commands, and loses them
+            patiently(self._look)
+            self._send(still)
+        except Exception as error:
+            raise RobotError(f"it was told to stop driving, and may not have heard it: {error}") from error
 
     def _move_to_rest(self) -> None:
         if self.motion.safety.on_stop is not StopRule.REST or self.last_command is None:
@@ -181,13 +194,15 @@ class Leaving:
         begin, end = self.last_command, self.start_pose
         if end is None or np.isnan(end).any() or np.isnan(begin).any():
             raise RobotError("it is not known where the way back begins and ends")
+        if self.stay:
+            raise AstrayError(self.stay)
         safety = self.motion.safety
         if not self.at_once():
             logger.info("moving to the start pose in %.1f s (Ctrl-C again to stop at once)", safety.rest_seconds)
         way = WayBack(
             names=self.robot.spec.action_names,
-            look=lambda: _patiently(self._look),
-            send=self._send,
+            look=lambda: patiently(self._look),
+            send=lambda command: patiently(lambda: self._send(command)),
             guard=self.motion.guard,
             seconds=safety.rest_seconds,
             tolerance=safety.rest_tolerance,
@@ -196,7 +211,7 @@ class Leaving:
             at_once=self.at_once,
         )
         try:
-            way.go(begin, end)
+            way.go(begin, self.motion.kinds.halted(end), heard=self.heard)
         except AstrayError:
             raise
         except Exception as error:
@@ -212,7 +227,7 @@ class Leaving:
         self.progress()
 
 
-def _patiently[T](call: Callable[[], T]) -> T:
+def patiently[T](call: Callable[[], T]) -> T:
     """Returns what call returns in one of a few tries: a bus stutters now and then. Raises as the last one does."""
     for _ in range(ATTEMPTS - 1):
         with suppress(Exception):

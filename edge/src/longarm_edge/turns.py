@@ -14,7 +14,7 @@ class Turns:
         self._several = several
         self._line = threading.Lock()
         self._lock = threading.Lock()
-        self._era = 0
+        self._taker: int | None = None
         self._commands = 0
         self._command_is_out = threading.Condition()
 
@@ -28,16 +28,15 @@ class Turns:
         Raises:
           ConnectionError: Somebody has taken over meanwhile.
         """
-        era, line, lock = self._era, self._line, self._lock
+        line, lock = self._line, self._lock
         if not self._several:
             # A lock alone goes to whoever asks first once it is free: mostly to who just had it, and a control loop
             # that sends without a pause would keep everybody else from looking. The next one waits in front of it
             with line:
                 lock.acquire()
         try:
-            if era != self._era:
-                raise ConnectionError("The robot is being let go of")
-            with self._counted() if commands else nullcontext():
+            with self.commanding() if commands else nullcontext():
+                self.check()
                 yield
         finally:
             if not self._several:
@@ -48,13 +47,29 @@ class Turns:
         give_up_at = time.monotonic() + seconds
         lock = self._lock
         free = self._several or lock.acquire(timeout=seconds)
-        # Whoever waits for a turn finds another era when it comes, and whoever asks from now on has other locks
-        self._era += 1
+        # Whoever waits for a turn finds itself refused when it comes, and who took over has other locks
+        self._taker = threading.get_ident()
         self._line, self._lock = threading.Lock(), threading.Lock()
         if free and not self._several:
             lock.release()
         with self._command_is_out:
             return self._command_is_out.wait_for(lambda: not self._commands, max(0.0, give_up_at - time.monotonic()))
+
+    def check(self) -> None:
+        """Raises ConnectionError if somebody else has taken over."""
+        if self._taker not in (None, threading.get_ident()):
+            raise ConnectionError("The robot is being let go of")
+
+    @contextmanager
+    def commanding(self) -> Iterator[None]:
+        """Makes a command of the call that is under way.
+
+        Raises:
+          ConnectionError: Somebody else has taken over meanwhile.
+        """
+        with self._counted():
+            self.check()
+            yield
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
-"""The way back to the start pose: slowly, and looking where the arm is.
+"""The way back to the start pose: slowly, and never far ahead of the arm.
 
-A command that is out has moved nothing yet: a joint may be blocked, and a bus that is silent loses what it is told
-without a word. So no command goes out before the arm was seen after the last one, and it is the arm that has to arrive.
+A command that is out has moved nothing yet: a joint may be blocked, a bus that is silent loses what it is told without
+a word, and a look may be wrong. So the command goes on only while the arm is seen to follow, which bounds how far it
+can spring once it can, and it is the arm that has to arrive.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +15,12 @@ from longarm_edge.schedule import Clock
 
 # The way back takes no longer than this, in seconds: service managers lose patience
 LIMIT_SECONDS = 60.0
-# An arm that comes no nearer for this long, in seconds, does not come
+# An arm that does not follow for this long, in seconds, does not come
 SETTLE_SECONDS = 1.0
-# What counts as nearer, in tolerances
-NEARER = 0.1
+# An arm stands if so many looks, so many seconds apart, agree
+LOOKS, LOOK_SECONDS = 3, 0.1
+# What counts as a movement, in tolerances
+MOVEMENT = 0.1
 
 
 class AstrayError(Exception):
@@ -51,45 +54,45 @@ class WayBack:
     clock: Clock
     at_once: Callable[[], bool]
 
-    def go(self, last_command: np.ndarray, end: np.ndarray) -> None:
+    def go(self, last_command: np.ndarray, end: np.ndarray, *, heard: bool = True) -> None:
         """Returns when the arm is at end.
 
         Args:
           last_command: The one before, shape (names), no NaN.
           end: The start pose, same shape, no NaN.
+          heard: Whether last_command reached the arm for all that is known. If not, the way begins where it stands.
 
         Raises:
           AstrayError: The arm does not get there, and why.
           Exception: Whatever look and send raise.
         """
-        here = self.look()
-        # It lags its command a little. Where it is farther away, commands were lost or something is in its way
-        begin = command = np.where(_apart(here, last_command) > self.tolerance, here, last_command)
-        due = moved_at = self.clock.now()
-        give_up_at = due + LIMIT_SECONDS
-        nearest = np.inf
-        ticks = max(1, round(self.seconds * self.fps))
-        tick = 0
-        while due < give_up_at:
+        begin = self.clock.now()
+        here = self._standing()
+        command = last_command if heard else np.where(np.isnan(here), last_command, here)
+        # A joint that carries something stands below its command all the time
+        allowed = _apart(here, command) + self.tolerance
+        start, ticks = command, max(1, round(self.seconds * self.fps))
+        # The speed of smoothstep where it is fastest
+        fastest = 1.5 * np.abs(end - start) / ticks
+        tick, due = 0, self.clock.now()
+        followed_at, seen = due, here
+        while due - begin < LIMIT_SECONDS:
             self.clock.sleep_until(due)
             if self.at_once():
                 raise AstrayError("it was stopped on the way to the start pose and holds")
-            # Smoothstep: no jump in speed at either end
             share = min(1.0, tick / ticks)
-            share = share * share * (3 - 2 * share)
-            before = command
-            command, _ = self.guard.clamp((begin + (end - begin) * share).astype(np.float32), before)
+            target = start + (end - start) * share * share * (3 - 2 * share)
+            # A joint that is farther behind waits, and does not hurry afterwards
+            follows = _apart(here, command) <= allowed
+            step = np.where(follows, np.clip(target - command, -fastest, fastest), 0)
+            before, (command, _) = command, self.guard.clamp((command + step).astype(np.float32), command)
             self.send(command)
             here, now = self.look(), self.clock.now()
-            left = float(_apart(here, end).max())
-            if tick <= ticks or (command != before).any():
-                moved_at = now
-            elif left <= self.tolerance:
+            if tick <= ticks or (command != before).any() or (_apart(here, seen) > MOVEMENT * self.tolerance).any():
+                followed_at, seen = now, here
+            elif (_apart(here, end) <= self.tolerance).all():
                 return
-            elif left < nearest - NEARER * self.tolerance:
-                nearest, moved_at = left, now
-            elif now - moved_at > SETTLE_SECONDS:
-                self._relax(command, here)
+            elif now - followed_at > SETTLE_SECONDS:
                 raise AstrayError(f"it does not reach the start pose and holds: {self._difference(here, end)}")
             tick += 1
             # A command that took long is not made up for in a burst
@@ -98,16 +101,23 @@ class WayBack:
             f"it did not reach the start pose within {LIMIT_SECONDS:g} s and holds: max_step is small or it is slow"
         )
 
-    def _relax(self, command: np.ndarray, here: np.ndarray) -> None:
-        """Has joints that are blocked push less far: they would spring to where they were sent once they can."""
-        held = here + np.clip(command - here, -self.tolerance, self.tolerance)
-        blocked = _apart(here, command) > self.tolerance
-        self.send(np.where(blocked, self.guard.clamp(held.astype(np.float32), here)[0], command))
+    def _standing(self) -> np.ndarray:
+        """Returns where the arm stands, once it does: a single look may be wrong, or old."""
+        looks = [self.look()]
+        give_up_at = self.clock.now() + SETTLE_SECONDS
+        while len(looks) < LOOKS:
+            self.clock.sleep_until(self.clock.now() + LOOK_SECONDS)
+            looks.append(self.look())
+            if (_apart(looks[-2], looks[-1]) > MOVEMENT * self.tolerance).any():
+                if self.clock.now() > give_up_at:
+                    raise AstrayError("it holds: it does not come to stand, or what it says of where it stands varies")
+                looks = looks[-1:]
+        return looks[-1]
 
     def _difference(self, here: np.ndarray, end: np.ndarray) -> str:
         away = np.flatnonzero(_apart(here, end) > self.tolerance)
         joints = ", ".join(f"{self.names[i]} stands at {here[i]:.4g} and began at {end[i]:.4g}" for i in away)
-        return f"{joints} (safety.rest_tolerance={self.tolerance:g})"
+        return f"{joints or 'it does not follow'} (safety.rest_tolerance={self.tolerance:g})"
 
 
 def _apart(here: np.ndarray, there: np.ndarray) -> np.ndarray:
