@@ -166,6 +166,16 @@ def test_a_camera_that_does_not_fit_is_named_with_its_rename(examine, script) ->
     assert "rename_map=" in checks["names and cameras"].found
 
 
+def test_a_camera_unlike_the_training_data_is_said_with_the_size_to_set(examine, script) -> None:
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (480, 640)}, 30)
+    checks, findings, _ = examine()
+    assert checks["note"].verdict is Verdict.WARNING
+    assert "Camera 'front' gives 64x48" in checks["note"].found
+    assert "width: 640, height: 480 in --robot.cameras" in checks["note"].found
+    assert "sends front 64x48" in checks["policy"].found
+    assert [f for f in findings if f.verdict is Verdict.FAILED] == [], "it runs all the same"
+
+
 def test_an_unknown_policy(examine) -> None:
     checks, _, _ = examine(pretrained_name_or_path="nobody/nothing")
     assert checks["policy"].verdict is Verdict.FAILED

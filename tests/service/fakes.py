@@ -272,7 +272,7 @@ def robot(**changes: Any) -> pb.RobotSpec:
         "robot_type": "test_arm",
         "action_names": JOINTS,
         "state_names": JOINTS,
-        "cameras": [pb.CameraSpec(name="front", height=480, width=640)],
+        "cameras": [pb.CameraSpec(name="front", height=HEIGHT, width=WIDTH)],
         "fps": 30.0,
     }
     return pb.RobotSpec(**facts | changes)

@@ -79,7 +79,7 @@ def robot_of(cameras: tuple[str, ...] = ("front", "wrist")) -> pb.RobotSpec:
         robot_type="test_arm",
         action_names=JOINTS,
         state_names=JOINTS,
-        cameras=[pb.CameraSpec(name=name, height=480, width=640) for name in cameras],
+        cameras=[pb.CameraSpec(name=name, height=HEIGHT, width=WIDTH) for name in cameras],
         fps=30,
     )
 

@@ -68,8 +68,9 @@ def test_a_renamed_camera_keeps_the_robot_name_on_the_wire() -> None:
 
 
 def test_two_cameras_may_swap_names() -> None:
-    agreement = agree(ROBOT, replace(POLICY, cameras={FRONT: (1, 2), WRIST: (3, 4)}), {FRONT: WRIST, WRIST: FRONT})
-    assert agreement.cameras == (CameraSpec("wrist", 1, 2), CameraSpec("front", 3, 4))
+    agreement = agree(ROBOT, POLICY, {FRONT: WRIST, WRIST: FRONT})
+    assert agreement.cameras == ROBOT.cameras[::-1]
+    assert agreement.policy_keys == {"wrist": FRONT, "front": WRIST}
 
 
 def test_a_missing_camera_names_the_rename_that_mends_it() -> None:
@@ -128,9 +129,18 @@ def test_a_policy_without_cameras_gets_none() -> None:
     assert agree(ROBOT, replace(POLICY, cameras={}), {}).cameras == ()
 
 
-def test_frames_travel_in_the_size_that_the_policy_wants() -> None:
+def test_frames_travel_whole_and_a_camera_unlike_the_training_data_is_said() -> None:
     agreement = agree(ROBOT, replace(POLICY, cameras={FRONT: (224, 224), WRIST: (240, 320)}), {})
-    assert agreement.cameras == (CameraSpec("front", 224, 224), CameraSpec("wrist", 240, 320))
+    assert agreement.cameras == ROBOT.cameras
+    (note,) = agreement.notes
+    assert note.startswith(f"Camera 'front' gives 640x480 and the policy's configuration names 224x224 for {FRONT!r}")
+    assert agree(ROBOT, POLICY, {}).notes == ()
+
+
+def test_frames_travel_as_a_policy_would_scale_them() -> None:
+    agreement = agree(ROBOT, replace(POLICY, cameras={TOP: (224, 224)}, frame_box=(224, 224)), {WRIST: TOP})
+    assert agreement.cameras == (CameraSpec("wrist", 168, 224),)
+    assert agreement.notes == ()
 
 
 def test_an_empty_camera_is_no_camera() -> None:

@@ -81,6 +81,7 @@ class Session:
       chunk_size: Actions per chunk.
       model_action_dim: Values of one model-space action, where the session uses real-time chunking; else 0.
       reply_secret: What every reply of the session carries.
+      notes: What the service says that a person should know, each with what to do about it.
     """
 
     session_id: str
@@ -91,6 +92,7 @@ class Session:
     chunk_size: int
     model_action_dim: int = 0
     reply_secret: bytes = field(default=b"", repr=False)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -363,6 +365,7 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: 
         chunk_size=description.chunk_size,
         model_action_dim=description.model_action_dim if rtc is not None else 0,
         reply_secret=description.reply_secret,
+        notes=tuple(description.notes),
     )
 
 

@@ -194,6 +194,8 @@ class Run:
             session.chunk_size,
             ", ".join(f"{c.name} {c.width}x{c.height}" for c in session.cameras) or "none",
         )
+        for note in session.notes:
+            logger.warning("%s", note)
         signal = TickSignal()
 
         def after_tick() -> None:

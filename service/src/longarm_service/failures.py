@@ -3,7 +3,7 @@
 import functools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -20,13 +20,12 @@ MAX_MESSAGE_CHARACTERS = 2000
 type Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def fault(reason: Reason, what: str, error: Exception) -> WireError:
-    """Logs error with its traceback under a fresh id, and returns the failure that carries only the id."""
+def fault(reason: Reason, what: str, error: Exception, hints: Sequence[str] = ()) -> WireError:
+    """Logs error with its traceback under a fresh id, and returns the failure that carries only the id, and hints."""
     identifier = secrets.token_hex(4)
     logger.error("%s [id %s]", what, identifier, exc_info=error)
-    return WireError(
-        reason, f"{what}: {type(error).__name__}. The service's log has more under id {identifier}.", id=identifier
-    )
+    more = " ".join([f"The service's log has more under id {identifier}.", *hints])
+    return WireError(reason, f"{what}: {type(error).__name__}. {more}", id=identifier)
 
 
 async def abort(context: Context, error: WireError, metrics: ServiceMetrics) -> NoReturn:

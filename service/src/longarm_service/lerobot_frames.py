@@ -1,6 +1,9 @@
-"""Camera frames on their way into LeRobot's preprocessor: colours apart and, on the CPU, normalised in one pass."""
+"""Camera frames on their way into LeRobot's preprocessor: colours apart and, on the CPU, normalised in one pass.
 
-from collections.abc import Mapping
+And what becomes of them in a policy, as far as it can be done before they travel.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -15,6 +18,63 @@ from lerobot.processor import (
     RenameObservationsProcessorStep,
     TransitionKey,
 )
+
+from longarm_wire.frame_sizes import Size
+
+# Policies whose code begins with LeRobot's resize_with_pad or resize_with_pad_torch, bilinear between centres of pixels
+# and without antialiasing, as OpenCV's. From the type to the box that a configuration names, (height, width) or None.
+# Others resize as well (diffusion, evo1, groot and more), each in a way of its own: they get whole frames
+_BOXES: Mapping[str, Callable[[Any], Size | None]] = {
+    "pi0": lambda config: config.image_resolution,
+    "pi05": lambda config: config.image_resolution,
+    "pi0_fast": lambda config: config.image_resolution,
+    # Alone in naming the width first
+    "smolvla": lambda config: config.resize_imgs_with_padding and config.resize_imgs_with_padding[::-1],
+    "xvla": lambda config: config.resize_imgs_with_padding,
+}
+# Steps before such a policy that look at no frame, or change each value of a colour by a factor and an offset: whether
+# a frame is scaled before them or after is then the same
+_STEPS_THAT_COMMUTE = frozenset(
+    {
+        "action_tokenizer_processor",
+        "pi0_fast_prepare_state_tokenizer_processor_step",
+        "pi0_new_line_processor",
+        "pi05_prepare_state_tokenizer_processor_step",
+        "relative_actions_processor",
+        "rename_observations_processor",
+        "smolvla_new_line_processor",
+        "to_batch_processor",
+        "tokenizer_processor",
+        "xvla_add_domain_id",
+        "xvla_image_to_float",
+        "xvla_imagenet_normalize",
+    }
+)
+
+
+def frame_box(policy_type: str, config: Any, steps: Sequence[Mapping[str, Any]]) -> Size | None:
+    """Returns the box (height, width) into which a policy scales its frames by itself; see PolicySpec.frame_box.
+
+    Args:
+      policy_type: LeRobot's name of it.
+      config: Its configuration.
+      steps: Of its saved preprocessor, as in policy_preprocessor.json.
+    """
+    box = _BOXES.get(policy_type, lambda _: None)(config)
+    return (int(box[0]), int(box[1])) if box and all(map(_commutes, steps)) else None
+
+
+def _commutes(step: Mapping[str, Any]) -> bool:
+    """Returns whether it makes no difference if frames are scaled before a saved step or after it."""
+    settings = step.get("config") or {}
+    match step.get("registry_name"):
+        case "device_processor":  # may round to a shorter type
+            return settings.get("float_dtype") is None
+        case "normalizer_processor":  # pi0 and its kin cut off what then lies outside of [0, 1], when they scale
+            return (settings.get("norm_map") or {}).get("VISUAL", "IDENTITY") == "IDENTITY"
+        case name:
+            return name in _STEPS_THAT_COMMUTE
+
 
 # float32 of shape (3, 256): what each value of each colour becomes
 type Table = np.ndarray

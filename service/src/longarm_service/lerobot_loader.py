@@ -16,6 +16,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
 from longarm_service.checkpoint import Checkpoint
+from longarm_service.lerobot_frames import frame_box
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
 from longarm_service.lerobot_weights import load_whole
 from longarm_service.policy import (
@@ -111,6 +112,7 @@ class LerobotLoader(PolicyLoader):
                 action_names=tuple(names) if names and len(names) == actions.shape[1] else None,
                 supports_rtc=model_action_dim > 0,
                 model_action_dim=model_action_dim,
+                frame_box=frame_box(found.policy_type, config, found.preprocessor.get("steps", [])),
             ),
             fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
             saved_renames=renames,

@@ -139,7 +139,8 @@ class _Attempt:
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, WireError):
-            error = failures.fault(Reason.POLICY_FAILED, f"The {self.policy.spec.policy_type} policy failed", error)
+            what = f"The {self.policy.spec.policy_type} policy failed"
+            error = failures.fault(Reason.POLICY_FAILED, what, error, self._session.agreement.notes)
         self.failure = error
 
 

@@ -240,6 +240,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             max_request_bytes=session.max_request_bytes,
             idle_timeout=idle_timeout,
             reply_secret=session.reply_secret,
+            notes=agreement.notes,
         )
 
     def _answer(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.frame_sizes import Size, difference, size_to_send
 from longarm_wire.images import MAX_PIXELS
 
 IMAGES_PREFIX = "observation.images."
@@ -22,6 +23,11 @@ class CameraSpec:
     name: str
     height: int
     width: int
+
+    @property
+    def size(self) -> Size:
+        """Height and width."""
+        return self.height, self.width
 
 
 @dataclass(frozen=True)
@@ -89,23 +95,27 @@ class PolicySpec:
       policy_type: LeRobot's type, for messages.
       action_dim: Values of one robot-space action.
       state_dim: Values of the joint state; 0 if the policy looks at none.
-      cameras: What it looks at, by full feature key such as "observation.images.top", with the size it wants.
+      cameras: What it looks at, by full feature key such as "observation.images.top", with the height and width that
+        its configuration names.
       chunk_size: Actions per prediction.
       action_names: Names in order, where the checkpoint tells them.
       fps: Rate it was trained at, where the checkpoint tells it.
       supports_rtc: Whether it can condition a chunk on the unexecuted prefix of the last one.
       model_action_dim: Values of one model-space action; 0 without supports_rtc.
+      frame_box: Height and width of the box into which it scales every frame by itself, keeping its aspect, before
+        anything else looks at it. None if it does not, or in another way than the edge resizes.
     """
 
     policy_type: str
     action_dim: int
     state_dim: int
-    cameras: Mapping[str, tuple[int, int]]
+    cameras: Mapping[str, Size]
     chunk_size: int
     action_names: tuple[str, ...] | None = None
     fps: float | None = None
     supports_rtc: bool = False
     model_action_dim: int = 0
+    frame_box: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -114,20 +124,21 @@ class Agreement:
 
     Attributes:
       state_names: What the state of a request holds, in order.
-      cameras: What the edge sends: the robot's names, the policy's sizes.
+      cameras: What the edge sends: the robot's names, in the sizes to send.
       policy_keys: From the robot's camera name to the policy's feature key.
+      notes: What a person should know though it runs, each with what to do about it.
     """
 
     state_names: tuple[str, ...]
     cameras: tuple[CameraSpec, ...]
     policy_keys: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -> Agreement:
     """Returns how robot's observations become policy's.
 
-    A camera that the policy does not look at is left out. A camera of another size than the policy wants is sent in
-    the policy's size.
+    A camera that the policy does not look at is left out. See frame_sizes for the size in which a camera is sent.
 
     Args:
       robot: What is there.
@@ -160,10 +171,13 @@ def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -
             Reason.SPEC_MISMATCH,
             f"The robot ({robot.robot_type}) does not fit the policy ({policy.policy_type}):\n{lines}",
         )
+    box, cameras = policy.frame_box, {key: by_policy_key[key] for key in wanted}
+    notes = [difference(key, c.name, c.size, wanted[key], box) for key, c in cameras.items()]
     return Agreement(
         state_names=robot.state_names if policy.state_dim else (),
-        cameras=tuple(CameraSpec(by_policy_key[key].name, *size) for key, size in wanted.items()),
-        policy_keys={by_policy_key[key].name: key for key in wanted},
+        cameras=tuple(CameraSpec(c.name, *size_to_send(c.size, box)) for c in cameras.values()),
+        policy_keys={camera.name: key for key, camera in cameras.items()},
+        notes=tuple(filter(None, notes)),
     )
 
 
@@ -200,7 +214,7 @@ def _name_problems(what: str, robot: Sequence[str], policy: Sequence[str]) -> It
 
 
 def _camera_problems(
-    wanted: Mapping[str, tuple[int, int]],
+    wanted: Mapping[str, Size],
     offered: Mapping[str, CameraSpec],
     robot_keys: Mapping[str, CameraSpec],
     rename_map: Mapping[str, str],

@@ -144,6 +144,7 @@ class Examination:
         chunks = f"{session.chunk_size}" if taken == session.chunk_size else f"{session.chunk_size}, {taken} are taken"
         found = f"{session.fingerprint.policy_type}: loads, fits; chunks of {chunks}, sends {cameras}"
         yield Finding("policy", Verdict.OK, found)
+        yield from (Finding("note", Verdict.WARNING, note) for note in session.notes)
         return session
 
     def _actions_per_chunk(self, session: Session) -> int:

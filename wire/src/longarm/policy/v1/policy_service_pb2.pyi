@@ -146,7 +146,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[_Union[ProgressStage, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SessionDescription(_message.Message):
-    __slots__ = ("session_id", "fingerprint", "action_names", "state_names", "cameras", "chunk_size", "supports_rtc", "max_request_bytes", "idle_timeout", "model_action_dim", "reply_secret")
+    __slots__ = ("session_id", "fingerprint", "action_names", "state_names", "cameras", "chunk_size", "supports_rtc", "max_request_bytes", "idle_timeout", "model_action_dim", "reply_secret", "notes")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ACTION_NAMES_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class SessionDescription(_message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     MODEL_ACTION_DIM_FIELD_NUMBER: _ClassVar[int]
     REPLY_SECRET_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     fingerprint: PolicyFingerprint
     action_names: _containers.RepeatedScalarFieldContainer[str]
@@ -169,7 +170,8 @@ class SessionDescription(_message.Message):
     idle_timeout: _duration_pb2.Duration
     model_action_dim: int
     reply_secret: bytes
-    def __init__(self, session_id: _Optional[str] = ..., fingerprint: _Optional[_Union[PolicyFingerprint, _Mapping]] = ..., action_names: _Optional[_Iterable[str]] = ..., state_names: _Optional[_Iterable[str]] = ..., cameras: _Optional[_Iterable[_Union[CameraSpec, _Mapping]]] = ..., chunk_size: _Optional[int] = ..., supports_rtc: _Optional[bool] = ..., max_request_bytes: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_action_dim: _Optional[int] = ..., reply_secret: _Optional[bytes] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_id: _Optional[str] = ..., fingerprint: _Optional[_Union[PolicyFingerprint, _Mapping]] = ..., action_names: _Optional[_Iterable[str]] = ..., state_names: _Optional[_Iterable[str]] = ..., cameras: _Optional[_Iterable[_Union[CameraSpec, _Mapping]]] = ..., chunk_size: _Optional[int] = ..., supports_rtc: _Optional[bool] = ..., max_request_bytes: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_action_dim: _Optional[int] = ..., reply_secret: _Optional[bytes] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PolicyFingerprint(_message.Message):
     __slots__ = ("policy_type", "pretrained_name_or_path", "revision", "digest")
