@@ -69,9 +69,9 @@ def _commutes(step: Mapping[str, Any]) -> bool:
     settings = step.get("config") or {}
     match step.get("registry_name"):
         case "device_processor":  # may round to a shorter type
-            return settings.get("float_dtype") is None
+            return not settings.get("float_dtype")
         case "normalizer_processor":  # pi0 and its kin cut off what then lies outside of [0, 1], when they scale
-            return (settings.get("norm_map") or {}).get("VISUAL", "IDENTITY") == "IDENTITY"
+            return bool((settings.get("norm_map") or {}).get("VISUAL", "IDENTITY") == "IDENTITY")
         case name:
             return name in _STEPS_THAT_COMMUTE
 
