@@ -1,5 +1,7 @@
 """A policy must see what LeRobot would show it: frames travel whole, or as the policy itself would scale them."""
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +20,12 @@ from tests.service.conftest import Serve
 
 from bench.smolvla_checkpoint import make_smolvla
 from longarm_edge.frames import pack_frame
-from longarm_edge.policy_client import PolicyChoice, PolicyClient, Session
+from longarm_edge.policy_client import PolicyChoice as ClientChoice
+from longarm_edge.policy_client import PolicyClient, Session
 from longarm_edge.robot import RobotReading
-from longarm_service.lerobot_frames import frame_box
+from longarm_service.lerobot_frames import letterbox
 from longarm_service.lerobot_loader import LerobotLoader
+from longarm_service.policy import Observation, PolicyChoice
 from longarm_wire import images
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.frame_sizes import Size, size_to_send
@@ -30,6 +34,8 @@ from longarm_wire.specs import CameraSpec, RobotSpec
 
 JOINTS = tuple(f"joint_{i}.pos" for i in range(6))
 FRONT = "observation.images.front"
+# Policies that scale frames by themselves as the edge can
+TYPES = ("pi0", "pi05", "pi0_fast", "smolvla", "xvla")
 VGA = (480, 640)
 TASK = "put the cube in the cup"
 STATE = np.linspace(-20, 20, len(JOINTS), dtype=np.float32)
@@ -40,6 +46,7 @@ A_BYTE = 1.0
 Answer = Callable[[Path, np.ndarray], tuple[Session, np.ndarray]]
 
 
+@functools.cache
 def scene(size: Size, seed: int = 0) -> np.ndarray:
     """Something to see at every scale, with edges and a sensor's noise; uint8 of shape (*size, 3)."""
     random = np.random.default_rng(seed)
@@ -71,7 +78,7 @@ def by_longarm(serve: Serve) -> Answer:
         service = serve(lambda: LerobotLoader("cpu"), obs_queue_timeout=60.0).service
         robot = RobotSpec("test_arm", JOINTS, JOINTS, (CameraSpec("front", *frame.shape[:2]),), 30.0)
         with PolicyClient(f"127.0.0.1:{service.port}", Codec.RAW, 90) as client:
-            session = client.open_session(PolicyChoice(str(directory), task=TASK), robot, timeout=60)
+            session = client.open_session(ClientChoice(str(directory), task=TASK), robot, timeout=60)
             torch.manual_seed(7)
             reply, _, _ = client.predict(session, RobotReading(STATE, {"front": frame}), episode=0, tick=0, timeout=60)
         return session, reply.actions
@@ -96,6 +103,63 @@ def test_a_smolvla_sees_what_it_was_trained_on(by_longarm: Answer, tmp_path: Pat
     assert mean["squeezed"] > mean["another scene"] / 2, "this is what the size matters for"
     # 0.006 where this was written: bytes in place of fractions
     assert mean["ours"] < mean["another scene"] / 50
+
+
+def test_cameras_of_any_size_share_a_forward_pass_and_what_was_compiled(smolvla_checkpoint: Path) -> None:
+    policy = LerobotLoader("cpu").load(PolicyChoice(str(smolvla_checkpoint)), lambda _: None)
+    assert policy.spec.frame_box == (32, 32)
+    processors = policy.open_processors()
+
+    def prepared(size: Size) -> Any:
+        images = {key: processors.prepare_frame(key, scene(size)) for key in policy.spec.cameras}
+        return processors.preprocess(Observation(STATE, images, TASK, "test_arm"))
+
+    shapes = {policy.shape_of(prepared(size)) for size in ((48, 64), (24, 32), (90, 160))}
+    assert len(shapes) == 1
+
+
+def preprocessor(**changes: Any) -> list[dict[str, Any]]:
+    """The saved preprocessor of a SmolVLA, with settings of some steps changed."""
+    names = ("rename_observations_processor", "to_batch_processor", "smolvla_new_line_processor", "tokenizer_processor")
+    steps = {name: {} for name in names} | {"device_processor": {"float_dtype": None}, "normalizer_processor": {}}
+    return [{"registry_name": name, "config": settings} for name, settings in (steps | changes).items()]
+
+
+@pytest.mark.parametrize(
+    ("steps", "scaled"),
+    [
+        (preprocessor(), True),
+        (preprocessor(normalizer_processor={"norm_map": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD"}}), True),
+        (preprocessor(normalizer_processor={"norm_map": {"VISUAL": "MEAN_STD"}}), False),
+        (preprocessor(device_processor={"float_dtype": "bfloat16"}), False),
+        (preprocessor(image_crop_resize_processor={}), False),
+        (preprocessor(my_own_step={}), False),
+        ([*preprocessor(), {"class": "my_robot.Brighten"}], False),
+    ],
+)
+def test_frames_travel_whole_to_a_step_that_may_look_at_them(steps: list[dict[str, Any]], scaled: bool) -> None:
+    assert (letterbox("smolvla", made_config("smolvla", (224, 224)), steps) is not None) == scaled
+
+
+@pytest.mark.parametrize("policy_type", TYPES)
+def test_no_step_of_lerobots_own_is_in_the_way(policy_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LeRobot makes and saves them; the tokenizers, which it would fetch, are left out."""
+    for step in ("TokenizerProcessorStep", "ActionTokenizerProcessorStep"):
+        monkeypatch.setattr(f"lerobot.processor.tokenizer_processor.{step}.__post_init__", lambda _: None)
+    config = made_config(policy_type, (224, 224))
+    made, _ = make_pre_post_processors(config)
+    steps = [{"registry_name": type(step)._registry_name, "config": saved_settings(step)} for step in made.steps]
+    assert letterbox(policy_type, config, json.loads(json.dumps(steps))) is not None, steps
+
+
+def saved_settings(step: Any) -> dict[str, Any]:
+    return {} if "tokenizer" in type(step)._registry_name else dict(step.get_config())
+
+
+def test_frames_travel_whole_to_a_policy_that_scales_none() -> None:
+    config = make_policy_config("xvla", input_features=inputs(VGA), device="cpu", florence_config={})
+    assert letterbox("xvla", config, []) is None
+    assert letterbox("act", make_policy_config("act", input_features=inputs(VGA), device="cpu"), []) is None
 
 
 @pytest.mark.parametrize("declared", [VGA, (48, 64), (96, 96)])
@@ -142,22 +206,27 @@ CAMERAS = [VGA, (720, 1280), (1080, 1920), (600, 800), (480, 848), (640, 480), (
 
 
 @pytest.mark.parametrize("camera", CAMERAS)
-@pytest.mark.parametrize("policy_type", ["pi0", "pi05", "pi0_fast", "smolvla", "xvla"])
+@pytest.mark.parametrize("policy_type", TYPES)
 def test_what_a_policy_looks_at_is_the_same_for_any_weights(policy_type: str, camera: Size) -> None:
     """By the policy's own code, up to where its network begins; large networks of these types are not made here."""
     box = (224, 224) if policy_type.startswith("pi0") else (224, 320)
     config = made_config(policy_type, box)
-    assert frame_box(policy_type, config, []) == box
+    begins_with = letterbox(policy_type, config, [])
+    assert begins_with is not None
+    assert begins_with.size == box
     frame = scene(camera)
     size = size_to_send(camera, box)
     sent = pack_frame(CameraSpec("front", *size), frame, Codec.RAW, 90)
     received = images.decode(sent.data, Codec.RAW, *size)
-    found, expected = looked_at(policy_type, config, received), looked_at(policy_type, config, frame)
+    found = looked_at(policy_type, config, as_lerobot_feeds(received))
+    expected = looked_at(policy_type, config, as_lerobot_feeds(frame))
     assert found.shape == expected.shape
     # In [-1, 1], but for xvla, which normalises before
     largest = A_BYTE / 255 * (1 if policy_type == "xvla" else 2)
     assert np.abs(found - expected).max() <= largest
     assert size == camera or size[0] * size[1] < camera[0] * camera[1]
+    filled = begins_with.fill(as_lerobot_feeds(received))
+    np.testing.assert_array_equal(looked_at(policy_type, config, filled), found, "nothing is left to do for the policy")
 
 
 def made_config(policy_type: str, box: Size) -> Any:
@@ -169,10 +238,13 @@ def made_config(policy_type: str, box: Size) -> Any:
     return make_policy_config(policy_type, input_features=inputs((256, 256)), device="cpu", **settings)
 
 
-def looked_at(policy_type: str, config: Any, frame: np.ndarray) -> np.ndarray:
-    """What the policy's own method gives its network of a frame; of a policy without a network."""
+def as_lerobot_feeds(frame: np.ndarray) -> torch.Tensor:
+    return prepare_observation_for_inference({FRONT: frame.copy()}, torch.device("cpu"))[FRONT]
+
+
+def looked_at(policy_type: str, config: Any, frames: torch.Tensor) -> np.ndarray:
+    """What the policy's own method gives its network of frames; of a policy without a network."""
     policy = SimpleNamespace(config=config, parameters=lambda: iter([torch.zeros(1)]))
-    batch = {FRONT: prepare_observation_for_inference({FRONT: frame.copy()}, torch.device("cpu"))[FRONT]}
     method = {"smolvla": "prepare_images", "xvla": "_prepare_images"}.get(policy_type, "_preprocess_images")
-    pictures, _ = getattr(get_policy_class(policy_type), method)(policy, batch)
+    pictures, _ = getattr(get_policy_class(policy_type), method)(policy, {FRONT: frames})
     return pictures[0].numpy()

@@ -4,12 +4,14 @@ And what becomes of them in a policy, as far as it can be done before they trave
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from lerobot.configs import FeatureType
+from lerobot.policies.common.vla_utils import resize_with_pad, resize_with_pad_torch
 from lerobot.processor import (
     AddBatchDimensionProcessorStep,
     DeviceProcessorStep,
@@ -21,16 +23,41 @@ from lerobot.processor import (
 
 from longarm_wire.frame_sizes import Size
 
-# Policies whose code begins with LeRobot's resize_with_pad or resize_with_pad_torch, bilinear between centres of pixels
-# and without antialiasing, as OpenCV's. From the type to the box that a configuration names, (height, width) or None.
+
+@dataclass(frozen=True)
+class Letterbox:
+    """What a policy begins with: it scales each frame into a box, its aspect kept, and pads the rest of the box.
+
+    Attributes:
+      size: Of the box.
+      fill: LeRobot's own function for it, from frames of shape (n, 3, height, width) to frames of shape (n, 3, *size).
+    """
+
+    size: Size
+    fill: Callable[[torch.Tensor], torch.Tensor]
+
+
+def _padded_on_two_sides(size: Size) -> Letterbox:
+    return Letterbox(size, lambda frames: resize_with_pad(frames, *size, pad_value=0))
+
+
+def _padded_on_all_sides(size: Size) -> Letterbox:
+    return Letterbox(size, lambda frames: resize_with_pad_torch(frames, *size))
+
+
+# Types of policies that begin so, each with the size that its configuration names, which may be none. They scale
+# bilinearly between centres of pixels and without antialiasing, as OpenCV does.
 # Others resize as well (diffusion, evo1, groot and more), each in a way of its own: they get whole frames
-_BOXES: Mapping[str, Callable[[Any], Size | None]] = {
-    "pi0": lambda config: config.image_resolution,
-    "pi05": lambda config: config.image_resolution,
-    "pi0_fast": lambda config: config.image_resolution,
+_LETTERBOXES: Mapping[str, tuple[Callable[[Size], Letterbox], Callable[[Any], Size | None]]] = {
+    "pi0": (_padded_on_all_sides, lambda config: config.image_resolution),
+    "pi05": (_padded_on_all_sides, lambda config: config.image_resolution),
+    "pi0_fast": (_padded_on_all_sides, lambda config: config.image_resolution),
     # Alone in naming the width first
-    "smolvla": lambda config: config.resize_imgs_with_padding and config.resize_imgs_with_padding[::-1],
-    "xvla": lambda config: config.resize_imgs_with_padding,
+    "smolvla": (
+        _padded_on_two_sides,
+        lambda config: config.resize_imgs_with_padding and config.resize_imgs_with_padding[::-1],
+    ),
+    "xvla": (_padded_on_two_sides, lambda config: config.resize_imgs_with_padding),
 }
 # Steps before such a policy that look at no frame, or change each value of a colour by a factor and an offset: whether
 # a frame is scaled before them or after is then the same
@@ -52,16 +79,19 @@ _STEPS_THAT_COMMUTE = frozenset(
 )
 
 
-def frame_box(policy_type: str, config: Any, steps: Sequence[Mapping[str, Any]]) -> Size | None:
-    """Returns the box (height, width) into which a policy scales its frames by itself; see PolicySpec.frame_box.
+def letterbox(policy_type: str, config: Any, steps: Sequence[Mapping[str, Any]]) -> Letterbox | None:
+    """Returns what a policy begins with, or None if it begins otherwise, or if a frame may not be scaled before that.
 
     Args:
       policy_type: LeRobot's name of it.
       config: Its configuration.
       steps: Of its saved preprocessor, as in policy_preprocessor.json.
     """
-    box = _BOXES.get(policy_type, lambda _: None)(config)
-    return (int(box[0]), int(box[1])) if box and all(map(_commutes, steps)) else None
+    if policy_type not in _LETTERBOXES or not all(map(_commutes, steps)):
+        return None
+    make, size_in = _LETTERBOXES[policy_type]
+    size = size_in(config)
+    return make((int(size[0]), int(size[1]))) if size else None
 
 
 def _commutes(step: Mapping[str, Any]) -> bool:

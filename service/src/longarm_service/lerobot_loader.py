@@ -16,7 +16,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
 from longarm_service.checkpoint import Checkpoint
-from longarm_service.lerobot_frames import frame_box
+from longarm_service.lerobot_frames import Letterbox, letterbox
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
 from longarm_service.lerobot_weights import load_whole
 from longarm_service.policy import (
@@ -87,9 +87,10 @@ class LerobotLoader(PolicyLoader):
         cameras, state_dim = _inputs(found, config)
         model = _attempt(found, "its weights", lambda: self._build(found, config, dtype))
         renames = _saved_renames(found)
+        box = letterbox(found.policy_type, config, found.preprocessor.get("steps", []))
 
         def make_processors() -> LerobotProcessors:
-            return _make_processors(found, config, model.device, renames)
+            return _make_processors(found, config, model.device, renames, box)
 
         processors = _attempt(found, "its processors", make_processors)
         zeros = Observation(
@@ -112,7 +113,7 @@ class LerobotLoader(PolicyLoader):
                 action_names=tuple(names) if names and len(names) == actions.shape[1] else None,
                 supports_rtc=model_action_dim > 0,
                 model_action_dim=model_action_dim,
-                frame_box=frame_box(found.policy_type, config, found.preprocessor.get("steps", [])),
+                frame_box=box.size if box is not None else None,
             ),
             fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
             saved_renames=renames,
@@ -239,7 +240,11 @@ def _saved_renames(found: Checkpoint) -> dict[str, str]:
 
 
 def _make_processors(
-    found: Checkpoint, config: PreTrainedConfig, device: torch.device, renames: Mapping[str, str]
+    found: Checkpoint,
+    config: PreTrainedConfig,
+    device: torch.device,
+    renames: Mapping[str, str],
+    box: Letterbox | None,
 ) -> LerobotProcessors:
     steps = [step.get("registry_name") for step in found.preprocessor.get("steps", [])]
     preprocessor, postprocessor = make_pre_post_processors(
@@ -248,7 +253,7 @@ def _make_processors(
         # The rename step stays as it was saved: observations are fed under the names that it expects
         preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
     )
-    return LerobotProcessors(preprocessor, postprocessor, device, {new: old for old, new in renames.items()})
+    return LerobotProcessors(preprocessor, postprocessor, device, {new: old for old, new in renames.items()}, box)
 
 
 def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:

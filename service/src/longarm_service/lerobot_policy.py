@@ -15,7 +15,7 @@ from lerobot.policies.utils import populate_queues
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from longarm_service.lerobot_frames import FrameInputs
+from longarm_service.lerobot_frames import FrameInputs, Letterbox
 from longarm_service.policy import Fingerprint, Guidance, LoadedPolicy, Observation, Processors
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
@@ -34,7 +34,12 @@ class LerobotProcessors(Processors):
     """
 
     def __init__(
-        self, preprocessor: Any, postprocessor: Any, device: torch.device, fed_keys: Mapping[str, str]
+        self,
+        preprocessor: Any,
+        postprocessor: Any,
+        device: torch.device,
+        fed_keys: Mapping[str, str],
+        box: Letterbox | None = None,
     ) -> None:
         """Takes loaded pipelines.
 
@@ -43,10 +48,12 @@ class LerobotProcessors(Processors):
           postprocessor: PolicyProcessorPipeline that ends on the CPU.
           device: Where the policy is.
           fed_keys: From the policy's feature key to the name that the saved rename step expects, where it has one.
+          box: What the policy begins with.
         """
         self._preprocessor = preprocessor
         self._postprocessor = postprocessor
         self._fed_keys = fed_keys
+        self._box = box
         self._frame_inputs = FrameInputs(preprocessor, device)
         steps = preprocessor.steps
         self._normalizer = next((s for s in steps if isinstance(s, NormalizerProcessorStep)), None)
@@ -69,7 +76,12 @@ class LerobotProcessors(Processors):
         with torch.no_grad():
             for key, image in observation.images.items():
                 batch[self._fed(key)] = self._frame_inputs.finish(image)
-            return dict(self._preprocessor(batch))
+            prepared: Batch = dict(self._preprocessor(batch))
+            if self._box is not None:
+                # The policy does just this, and then nothing more: here it makes all cameras of all robots alike, for
+                # batches and for what is compiled
+                prepared |= {key: self._box.fill(prepared[key]) for key in observation.images}
+            return prepared
 
     def postprocess(self, chunk: torch.Tensor) -> np.ndarray:
         """Returns robot-space actions, float32 of shape (steps, action_dim), of a chunk of shape (1, steps, dim).
