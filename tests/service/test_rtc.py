@@ -42,7 +42,8 @@ from longarm_wire.specs import CameraSpec, RobotSpec
 
 JOINTS = (*(f"joint_{i}.pos" for i in range(5)), "gripper.pos")
 CAMERAS = ("front", "wrist")
-HEIGHT, WIDTH = 48, 64
+# What the policy scales frames to by itself: they travel whole, and equality is to the bit
+HEIGHT, WIDTH = 24, 32
 FPS = 30.0
 TASK = "put the cube in the cup"
 SPEC = RobotSpec("test_arm", JOINTS, JOINTS, tuple(CameraSpec(c, HEIGHT, WIDTH) for c in CAMERAS), FPS)
