@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +141,7 @@ class ScriptedPolicy(LoadedPolicy, Processors):
         self.spec = script.spec
         self.fingerprint = Fingerprint("scripted", "scripted", "", script.digest)
 
-    def open_processors(self) -> Processors:
+    def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
         return self
 
     def reset(self) -> None: ...

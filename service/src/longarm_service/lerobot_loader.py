@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,6 +46,8 @@ UNSUPPORTED = {
     "lingbot_va": "it continues a video of everything executed since its last chunk, which requests do not carry",
     "tdmpc": "it plans each step from its plan of the step before, which chunks from a far service break",
 }
+# Policies whose forward pass was read and found to do without a camera that is not there: its place is masked
+MASKS_MISSING_CAMERAS = frozenset({"pi0", "pi05", "pi0_fast", "smolvla", "xvla"})
 
 
 class LerobotLoader(PolicyLoader):
@@ -83,14 +85,18 @@ class LerobotLoader(PolicyLoader):
         config.device = device
         # Some policies fetch their base model again unless they know that weights will follow
         config.pretrained_path = found.directory
+        _leave_compiling_to_us(found, config)
+        _check_looks_at_the_present(found, config)
         cameras, state_dim = _inputs(found, config)
         model = _attempt(found, "its weights", lambda: self._build(found, config, dtype))
         renames = _saved_renames(found)
 
-        def make_processors() -> LerobotProcessors:
-            return _make_processors(found, config, model.device, renames)
+        names = getattr(config, "action_feature_names", None)
 
-        processors = _attempt(found, "its processors", make_processors)
+        def make_processors(robot_names: Sequence[str]) -> LerobotProcessors:
+            return _make_processors(found, config, model.device, renames, names or robot_names)
+
+        processors = _attempt(found, "its processors", lambda: make_processors(()))
         zeros = Observation(
             state=np.zeros(state_dim, np.float32),
             images={k: processors.prepare_frame(k, np.zeros((*size, 3), np.uint8)) for k, size in cameras.items()},
@@ -99,7 +105,6 @@ class LerobotLoader(PolicyLoader):
         )
         actions = self._warm_up(found, model, processors, zeros, report)
         model_action_dim = _guided_action_dim(found, model, processors, zeros)
-        names = getattr(config, "action_feature_names", None)
         return LerobotPolicy(
             spec=PolicySpec(
                 policy_type=found.policy_type,
@@ -111,6 +116,9 @@ class LerobotLoader(PolicyLoader):
                 action_names=tuple(names) if names and len(names) == actions.shape[1] else None,
                 supports_rtc=model_action_dim > 0,
                 model_action_dim=model_action_dim,
+                n_action_steps=int(getattr(config, "n_action_steps", 0)),
+                temporal_ensemble_coeff=getattr(config, "temporal_ensemble_coeff", None),
+                masks_missing_cameras=found.policy_type in MASKS_MISSING_CAMERAS,
             ),
             fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
             saved_renames=renames,
@@ -150,7 +158,7 @@ class LerobotLoader(PolicyLoader):
         # Real-time chunking takes gradients with respect to actions; weights would only cost memory
         policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
-        return Model(policy, None if dtype is torch.float32 else dtype, self._compiled)
+        return Model(policy, None if dtype is torch.float32 else dtype, self._compiled, _amp(config, dtype))
 
     def _warm_up(
         self, found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation, report: Report
@@ -169,6 +177,13 @@ class LerobotLoader(PolicyLoader):
             raise WireError(
                 Reason.POLICY_UNSUPPORTED,
                 f"Expected {found.policy_type} to give a chunk of shape (steps, action_dim), found {actions.shape}.",
+            )
+        if bad := np.count_nonzero(~np.isfinite(actions)):
+            raise WireError(
+                Reason.POLICY_LOAD_FAILED,
+                f"The {found.policy_type} checkpoint {found.name!r} does not load: its first prediction has NaN or "
+                f"infinity in {bad} of {actions.size} values. Its weights or the statistics of its processors are "
+                "broken: copy or download it again, or look at how its training ended.",
             )
         return actions
 
@@ -197,17 +212,41 @@ def _check_supported(found: Checkpoint) -> None:
             f"{found.name!r} is a policy of type {kind!r}, which LeRobot {version('lerobot')} does not know. Known: "
             f"{', '.join(sorted(PreTrainedConfig.get_known_choices()))}. A plugin named lerobot_policy_... can add it.",
         )
-    steps = found.config.get("n_obs_steps", 1)
     if kind in UNSUPPORTED:
-        reason = UNSUPPORTED[kind]
-    elif isinstance(steps, int) and steps > 1:
+        raise _unsupported(found, UNSUPPORTED[kind])
+    if found.config.get("use_peft"):
+        raise _unsupported(found, "it is a PEFT adapter; merge it into its base model (merge_and_unload) and save that")
+
+
+def _unsupported(found: Checkpoint, reason: str) -> WireError:
+    return WireError(
+        Reason.POLICY_UNSUPPORTED, f"Cannot serve the {found.policy_type} policy {found.name!r}: {reason}."
+    )
+
+
+def _check_looks_at_the_present(found: Checkpoint, config: PreTrainedConfig) -> None:
+    """Refuses policies that look at a history. Where config.json says nothing, LeRobot's default decides."""
+    if config.n_obs_steps > 1:
         # One observation a chunk would put the frames of its history a chunk apart, and the answer would be wrong
-        reason = f"it looks at the last {steps} frames at the control rate (n_obs_steps), and requests carry one"
-    elif found.config.get("use_peft"):
-        reason = "it is a PEFT adapter; merge it into its base model (merge_and_unload) and save that"
-    else:
-        return
-    raise WireError(Reason.POLICY_UNSUPPORTED, f"Cannot serve the {kind} policy {found.name!r}: {reason}.")
+        frames = f"the last {config.n_obs_steps} frames at the control rate (n_obs_steps)"
+        raise _unsupported(found, f"it looks at {frames}, and requests carry one")
+
+
+def _leave_compiling_to_us(found: Checkpoint, config: PreTrainedConfig) -> None:
+    """Takes compile_model back, as LeRobot's rollout does: whether to compile is for whoever runs a policy to say.
+
+    Compiled its own way, a policy would be compiled anew for each size of a batch, and its CUDA graphs belong to the
+    thread that warmed it up.
+    """
+    if getattr(config, "compile_model", False):
+        config.compile_model = False
+        logger.info("%s says compile_model: the service's own setting (compile) decides instead", found.name)
+
+
+def _amp(config: PreTrainedConfig, dtype: torch.dtype | None) -> torch.dtype | None:
+    """Returns the type for a policy that says use_amp. LeRobot's rollout heeds that on CUDA alone."""
+    device = torch.device(str(config.device)).type
+    return torch.get_autocast_dtype(device) if config.use_amp and device == "cuda" and dtype is None else None
 
 
 def _inputs(found: Checkpoint, config: PreTrainedConfig) -> tuple[dict[str, tuple[int, int]], int]:
@@ -237,7 +276,11 @@ def _saved_renames(found: Checkpoint) -> dict[str, str]:
 
 
 def _make_processors(
-    found: Checkpoint, config: PreTrainedConfig, device: torch.device, renames: Mapping[str, str]
+    found: Checkpoint,
+    config: PreTrainedConfig,
+    device: torch.device,
+    renames: Mapping[str, str],
+    action_names: Sequence[str],
 ) -> LerobotProcessors:
     steps = [step.get("registry_name") for step in found.preprocessor.get("steps", [])]
     preprocessor, postprocessor = make_pre_post_processors(
@@ -246,7 +289,8 @@ def _make_processors(
         # The rename step stays as it was saved: observations are fed under the names that it expects
         preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
     )
-    return LerobotProcessors(preprocessor, postprocessor, device, {new: old for old, new in renames.items()})
+    fed_keys = {new: old for old, new in renames.items()}
+    return LerobotProcessors(preprocessor, postprocessor, device, fed_keys, action_names)
 
 
 def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
@@ -261,7 +305,7 @@ def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
         raise WireError(
             Reason.POLICY_LOAD_FAILED,
             f"The {found.policy_type} checkpoint {found.name!r} does not load: {what}: "
-            f"{type(error).__name__}: {first_line}",
+            + (checkpoints.missing_on_the_hub(error, found.config) or f"{type(error).__name__}: {first_line}"),
         ) from error
 
 

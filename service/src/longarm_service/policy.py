@@ -144,7 +144,7 @@ class Processors(ABC):
 
 
 class LoadedPolicy(ABC):
-    """A policy in memory, warmed up. It keeps nothing from one prediction to the next, so that sessions can share it.
+    """A policy in memory, warmed up. Nothing of one rollout reaches another, so that sessions can share it.
 
     Attributes:
       spec: What it wants and gives.
@@ -162,8 +162,18 @@ class LoadedPolicy(ABC):
         return False
 
     @abstractmethod
-    def open_processors(self) -> Processors:
-        """Returns fresh processors for one session. May read files."""
+    def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
+        """Returns fresh processors for one session. May read files.
+
+        Args:
+          action_names: The robot's, for a checkpoint that tells none.
+        """
+
+    def turn_to(self, rollout: object) -> None:  # noqa: B027  # most policies remember nothing
+        """Says to which rollout, one episode of one session, the next prediction belongs.
+
+        A policy that remembers forgets what is left of another rollout. On the worker thread.
+        """
 
     @abstractmethod
     def predict(self, prepared: Any, guidance: Guidance | None = None) -> Any:
