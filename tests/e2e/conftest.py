@@ -119,6 +119,7 @@ class Script:
       digest: Part of its fingerprint.
       predictions: How many there were.
       seen: The state in each of them, and what guided it.
+      rollouts: The rollout that each of them belongs to.
     """
 
     spec: PolicySpec = DEFAULT_SPEC
@@ -129,6 +130,7 @@ class Script:
     digest: str = "1" * 64
     predictions: int = 0
     seen: list[tuple[np.ndarray, Guidance | None]] = field(default_factory=list)
+    rollouts: list[object] = field(default_factory=list)
 
 
 class ScriptedPolicy(LoadedPolicy, Processors):
@@ -145,6 +147,9 @@ class ScriptedPolicy(LoadedPolicy, Processors):
         return self
 
     def reset(self) -> None: ...
+
+    def turn_to(self, rollout: object) -> None:
+        self.script.rollouts.append(rollout)
 
     def prepare_frame(self, key: str, frame: np.ndarray) -> np.ndarray:
         return frame

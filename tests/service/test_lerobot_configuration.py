@@ -23,6 +23,7 @@ from tests.service.fakes import actions_of, failing, observation, open_session, 
 from bench.smolvla_checkpoint import make_smolvla
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceStub
+from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy
 from longarm_service.policy import PolicyChoice
@@ -135,6 +136,37 @@ def test_joints_that_are_no_relative_actions_are_found_by_the_robots_names(
     expected = Stock(tmp_path, action_names=names).chunk(state, frames)
     np.testing.assert_array_equal(predicted(stub, session, state, frames), expected)
     assert np.abs(Stock(tmp_path).chunk(state, frames) - expected)[:, -1].min() > 1, "the gripper tells"
+
+
+def test_chunks_are_ensembled_as_lerobot_does(stub: PolicyServiceStub, tmp_path: Path) -> None:
+    """LeRobot's select_action at each step, against chunks from the service that the edge's queue merges."""
+    save_act(tmp_path, temporal_ensemble_coeff=0.1, n_action_steps=1)
+    session = open_session(stub, str(tmp_path), robot=robot_of("front", "wrist"))
+    assert session.temporal_ensemble_coeff == 0.1
+    stock = Stock(tmp_path)
+    queue = ActionQueue(AGGREGATE_FUNCTIONS["auto"], max_action_age=10.0)
+    queue.temporal_ensemble_coeff = session.temporal_ensemble_coeff
+    largest = 0.0
+    for step in range(CHUNK_SIZE + 5):
+        state, frames = some_state(step), some_frames(step, "front", "wrist")
+        actions = predicted(stub, session, state, frames)
+        queue.merge(ActionChunk(0, 0, step + 1, step, 0.0, actions), 0.0)
+        action, _ = queue.take(0.0)
+        assert action is not None
+        expected = stock.action(state, frames)
+        np.testing.assert_allclose(action.values, expected, rtol=1e-5, atol=1e-3)
+        largest = max(largest, float(np.abs(actions[0] - expected).max()))
+    assert largest > 1, "the newest chunk alone would be far off"
+
+
+def test_a_policy_says_how_many_actions_lerobot_executes(
+    stub: PolicyServiceStub, act_checkpoint: Path, tmp_path: Path
+) -> None:
+    session = open_session(stub, str(act_checkpoint), robot=robot_of("front", "wrist"))
+    assert (session.n_action_steps, session.chunk_size) == (CHUNK_SIZE, CHUNK_SIZE)
+    assert not session.HasField("temporal_ensemble_coeff")
+    session = open_session(stub, str(save_act(tmp_path, n_action_steps=4)), robot=robot_of("front", "wrist"))
+    assert (session.n_action_steps, session.chunk_size) == (4, CHUNK_SIZE), "what lies beyond is for the edge to judge"
 
 
 def test_a_policy_that_remembers_is_reset_at_each_episode(stub: PolicyServiceStub, tmp_path: Path) -> None:
