@@ -119,7 +119,8 @@ class Script:
       digest: Part of its fingerprint.
       predictions: How many there were.
       seen: The state in each of them, and what guided it.
-      rollouts: The rollout that each of them belongs to.
+      resets: How many episodes began.
+      rollouts: How many had begun at each prediction.
     """
 
     spec: PolicySpec = DEFAULT_SPEC
@@ -130,7 +131,8 @@ class Script:
     digest: str = "1" * 64
     predictions: int = 0
     seen: list[tuple[np.ndarray, Guidance | None]] = field(default_factory=list)
-    rollouts: list[object] = field(default_factory=list)
+    resets: int = 0
+    rollouts: list[int] = field(default_factory=list)
 
 
 class ScriptedPolicy(LoadedPolicy, Processors):
@@ -146,10 +148,11 @@ class ScriptedPolicy(LoadedPolicy, Processors):
     def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
         return self
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        self.script.resets += 1
 
-    def turn_to(self, rollout: object) -> None:
-        self.script.rollouts.append(rollout)
+    def turn_to(self, processors: Processors) -> None:
+        self.script.rollouts.append(self.script.resets)
 
     def prepare_frame(self, key: str, frame: np.ndarray) -> np.ndarray:
         return frame

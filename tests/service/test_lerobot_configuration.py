@@ -25,11 +25,14 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceStub
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
 from longarm_service.lerobot_loader import LerobotLoader
-from longarm_service.lerobot_policy import LerobotPolicy
-from longarm_service.policy import PolicyChoice
+from longarm_service.lerobot_policy import LerobotPolicy, Model
+from longarm_service.policy import Guidance, PolicyChoice
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.rtc import RtcConfig
 
 FRONT, WRIST = CAMERAS
+GUIDANCE = Guidance(RtcConfig())
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 Frames = dict[str, np.ndarray]
 
 
@@ -81,10 +84,15 @@ def predicted(
 class Stock:
     """A checkpoint in LeRobot's own hands, fed as its rollout feeds it."""
 
-    def __init__(self, directory: Path, action_names: tuple[str, ...] | None = None) -> None:
+    def __init__(self, directory: Path, action_names: tuple[str, ...] | None = None, device: str = "cpu") -> None:
         config = PreTrainedConfig.from_pretrained(directory)
+        config.device = device
+        self._device = torch.device(device)
         self.policy = get_policy_class(config.type).from_pretrained(directory, config=config)
-        self._pre, self._post = make_pre_post_processors(config, pretrained_path=str(directory))
+        overrides = {"device_processor": {"device": device}}
+        self._pre, self._post = make_pre_post_processors(
+            config, pretrained_path=str(directory), preprocessor_overrides=overrides
+        )
         for step in self._pre.steps:
             if action_names and isinstance(step, RelativeActionsProcessorStep):
                 step.action_names = list(action_names)  # as LeRobot's RTC engine does
@@ -93,7 +101,7 @@ class Stock:
     def batch(self, state: np.ndarray, frames: Frames) -> dict[str, Any]:
         raw = {f"observation.images.{name}": frame.copy() for name, frame in frames.items()}
         raw["observation.state"] = state.copy()
-        prepared = prepare_observation_for_inference(raw, torch.device("cpu"), "", "test_arm")
+        prepared = prepare_observation_for_inference(raw, self._device, "", "test_arm")
         return dict(self._pre(prepared))
 
     def chunk(self, state: np.ndarray, frames: Frames) -> np.ndarray:
@@ -233,6 +241,46 @@ def test_a_policy_whose_first_prediction_is_no_number_does_not_load(lerobot: Ler
     with pytest.raises(WireError, match=f"NaN or infinity in {CHUNK_SIZE} of {6 * CHUNK_SIZE} values") as caught:
         load(lerobot, tmp_path)
     assert caught.value.reason is Reason.POLICY_LOAD_FAILED
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_mixed_precision_is_used_where_lerobots_rollout_uses_it(serve: Serve, tmp_path: Path, device: str) -> None:
+    """That is: on CUDA, whatever use_amp says elsewhere."""
+    save_act(tmp_path, use_amp=True)
+    stub = serve(lambda: LerobotLoader(device), obs_queue_timeout=30.0).stub
+    session = open_session(stub, str(tmp_path), robot=robot_of("front", "wrist"))
+    state, frames = some_state(6), some_frames(6, "front", "wrist")
+    stock = Stock(tmp_path, device=device)
+    plain = stock.chunk(state, frames)
+    with torch.autocast("cuda", enabled=device == "cuda"):
+        expected = stock.chunk(state, frames)
+    answer = predicted(stub, session, state, frames)
+    # With values of half precision LeRobot goes on to compute in it
+    np.testing.assert_allclose(answer, expected, atol=0 if device == "cpu" else 0.1)
+    assert np.abs(answer - plain).max() > 1e-3 or device == "cpu"
+
+
+def test_mixed_precision_is_not_for_real_time_chunking(lerobot: LerobotLoader, tmp_path: Path) -> None:
+    """LeRobot's engine for it computes in the weights' own precision. What CUDA would do, on the CPU."""
+    make_smolvla(tmp_path, chunk_size=8, height=HEIGHT, width=WIDTH, denoising_steps=2)
+    policy = load(lerobot, tmp_path)
+    stock = Stock(tmp_path)
+    batch = stock.batch(some_state(7), some_frames(7, "front", "wrist"))
+    chunks = {}
+    for amp, guidance in ((None, None), (torch.bfloat16, None), (None, GUIDANCE), (torch.bfloat16, GUIDANCE)):
+        torch.manual_seed(0)
+        chunks[amp, guidance] = Model(policy.model._policy, amp=amp).predict(dict(batch), guidance)
+    assert not torch.equal(chunks[torch.bfloat16, None], chunks[None, None])
+    assert torch.equal(chunks[torch.bfloat16, GUIDANCE], chunks[None, GUIDANCE])
+
+
+def test_a_joint_that_stood_still_in_training_is_no_reason_not_to_load(lerobot: LerobotLoader, tmp_path: Path) -> None:
+    save_act(tmp_path)
+    for statistics in tmp_path.glob("*.safetensors"):
+        if "observation.state.std" in (tensors := load_file(statistics)):
+            tensors["observation.state.std"][0] = 0.0
+            save_file(tensors, statistics)
+    assert lerobot.load(PolicyChoice(str(tmp_path), dtype="float16"), lambda _: None).spec.chunk_size == CHUNK_SIZE
 
 
 def test_whether_to_compile_is_not_for_the_checkpoint_to_say(

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,32 +97,6 @@ def digest(directory: Path) -> str:
     return total.hexdigest()
 
 
-def missing_on_the_hub(error: BaseException | None, config: Mapping[str, Any]) -> str:
-    """Returns which repository a load went to the hub for in vain, and what to do; nothing if error tells of none.
-
-    LeRobot's policies fetch base models by themselves, and what the hub's library raises does not name them.
-    """
-    while error is not None:
-        if isinstance(error, (HfHubHTTPError, LocalEntryNotFoundError)):
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                if isinstance(repository := frame.f_locals.get("repo_id"), str):
-                    return _missing(repository, config)
-        error = error.__cause__ or error.__context__
-    return ""
-
-
-def _missing(repository: str, config: Mapping[str, Any]) -> str:
-    fields = [key for key, value in config.items() if value == repository]
-    return (
-        f"it needs {repository!r} from the hub{f' ({fields[0]} in its config.json)' if fields else ''}, which is not "
-        f"in the hub cache of the service's machine, and the hub {_silence()}. Run `hf download {repository}` there."
-    )
-
-
-def _silence() -> str:
-    return "is not asked (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "does not answer"
-
-
 def _check_readable(directory: Path, name: str) -> None:
     """Raises where safetensors would call a file missing that it may not read."""
     for path in [directory, *directory.glob("*.json"), *directory.glob("*.safetensors")]:
@@ -181,7 +153,8 @@ def _fetch(name: str, revision: str, report: Report) -> Path:
         offline = constants.HF_HUB_OFFLINE
         raise WireError(
             Reason.POLICY_NOT_FOUND if offline else Reason.HUB_UNREACHABLE,
-            f"{where} is no directory on the service's machine, is not in its hub cache, and the hub {_silence()}.",
+            f"{where} is no directory on the service's machine, is not in its hub cache, and the hub "
+            + ("is not asked (HF_HUB_OFFLINE is set)." if offline else "does not answer."),
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise WireError(Reason.POLICY_LOAD_FAILED, f"Fetching {where} from the hub failed: {error}") from error

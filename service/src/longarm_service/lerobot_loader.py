@@ -15,6 +15,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
+from longarm_service.base_models import missing_base_model
 from longarm_service.checkpoint import Checkpoint
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
 from longarm_service.lerobot_weights import load_whole
@@ -97,14 +98,15 @@ class LerobotLoader(PolicyLoader):
             return _make_processors(found, config, model.device, renames, names or robot_names)
 
         processors = _attempt(found, "its processors", lambda: make_processors(()))
-        zeros = Observation(
-            state=np.zeros(state_dim, np.float32),
+        usual = Observation(
+            # Not zeros: a joint that stood still in training would be far from all that half precision can hold
+            state=processors.usual_state(state_dim),
             images={k: processors.prepare_frame(k, np.zeros((*size, 3), np.uint8)) for k, size in cameras.items()},
             task="warm up",
             robot_type="",
         )
-        actions = self._warm_up(found, model, processors, zeros, report)
-        model_action_dim = _guided_action_dim(found, model, processors, zeros)
+        actions = self._warm_up(found, model, processors, usual, report)
+        model_action_dim = _guided_action_dim(found, model, processors, usual)
         return LerobotPolicy(
             spec=PolicySpec(
                 policy_type=found.policy_type,
@@ -161,7 +163,7 @@ class LerobotLoader(PolicyLoader):
         return Model(policy, None if dtype is torch.float32 else dtype, self._compiled, _amp(config, dtype))
 
     def _warm_up(
-        self, found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation, report: Report
+        self, found: Checkpoint, model: Model, processors: LerobotProcessors, usual: Observation, report: Report
     ) -> np.ndarray:
         stage = pb.PROGRESS_STAGE_COMPILING if self._compiled else pb.PROGRESS_STAGE_WARMING_UP
         for done in range(WARM_UP_PREDICTIONS):
@@ -169,7 +171,7 @@ class LerobotLoader(PolicyLoader):
             actions = _attempt(
                 found,
                 "its first prediction",
-                lambda: processors.postprocess(model.predict(processors.preprocess(zeros))),
+                lambda: processors.postprocess(model.predict(processors.preprocess(usual))),
             )
             stage = pb.PROGRESS_STAGE_WARMING_UP
         report(pb.Progress(stage=stage, fraction=1.0, message="Ready"))
@@ -188,7 +190,7 @@ class LerobotLoader(PolicyLoader):
         return actions
 
 
-def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation) -> int:
+def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProcessors, usual: Observation) -> int:
     """Warms real-time chunking up and returns the values of a model-space action, or 0 if it does not work.
 
     Its first prediction is slow as well, and would come when the arm moves already.
@@ -196,8 +198,8 @@ def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProce
     if not model.supports_rtc:
         return 0
     try:
-        chunk = processors.in_model_space(model.predict(processors.preprocess(zeros), Guidance(RtcConfig())))
-        model.predict(processors.preprocess(zeros), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+        chunk = processors.in_model_space(model.predict(processors.preprocess(usual), Guidance(RtcConfig())))
+        model.predict(processors.preprocess(usual), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
     except Exception:  # whatever LeRobot raises: plain prediction works
         logger.exception("%s says that it can do real-time chunking, and cannot", found.name)
         return 0
@@ -305,7 +307,7 @@ def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
         raise WireError(
             Reason.POLICY_LOAD_FAILED,
             f"The {found.policy_type} checkpoint {found.name!r} does not load: {what}: "
-            + (checkpoints.missing_on_the_hub(error, found.config) or f"{type(error).__name__}: {first_line}"),
+            + (missing_base_model(error, found.config) or f"{type(error).__name__}: {first_line}"),
         ) from error
 
 

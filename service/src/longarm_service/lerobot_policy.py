@@ -55,11 +55,19 @@ class LerobotProcessors(Processors):
         self._fed_keys = fed_keys
         self._frame_inputs = FrameInputs(preprocessor, device)
         steps = preprocessor.steps
+        # Stands for the episode of the session: equal to nothing but itself
+        self.rollout = object()
         self._normalizer = next((s for s in steps if isinstance(s, NormalizerProcessorStep)), None)
         self._relative = next((s for s in steps if isinstance(s, RelativeActionsProcessorStep) and s.enabled), None)
         if self._relative is not None and self._relative.action_names is None and action_names:
             # Without names it would take joints for relative that it was trained to keep absolute (exclude_joints)
             self._relative.action_names = list(action_names)
+
+    def usual_state(self, state_dim: int) -> np.ndarray:
+        """Returns the mean of the training data's states where the statistics tell it, else zeros: (state_dim,)."""
+        statistics = (self._normalizer.stats or {}).get(OBS_STATE, {}) if self._normalizer is not None else {}
+        mean = np.asarray(statistics.get("mean", ()), np.float32)
+        return mean if mean.shape == (state_dim,) else np.zeros(state_dim, np.float32)
 
     def prepare_frame(self, key: str, frame: np.ndarray) -> torch.Tensor:
         """Returns a frame as FrameInputs.begin does."""
@@ -111,6 +119,7 @@ class LerobotProcessors(Processors):
 
     def reset(self) -> None:
         """Resets every step of both pipelines."""
+        self.rollout = object()
         self._preprocessor.reset()
         self._postprocessor.reset()
 
@@ -256,9 +265,9 @@ class LerobotPolicy(LoadedPolicy):
         """Returns the checkpoint's processors, read anew from its files."""
         return self.make_processors(action_names)
 
-    def turn_to(self, rollout: object) -> None:
-        """Resets the policy, for those that remember: LeRobot resets it at the start of each episode."""
-        self.model.turn_to(rollout)
+    def turn_to(self, processors: LerobotProcessors) -> None:
+        """Resets the policy, for those that remember: LeRobot does so at the start of each episode."""
+        self.model.turn_to(processors.rollout)
 
     def predict(self, prepared: Batch, guidance: Guidance | None = None) -> torch.Tensor:
         """Returns the chunk in model space; see Model.predict."""

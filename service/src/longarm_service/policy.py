@@ -144,7 +144,7 @@ class Processors(ABC):
 
 
 class LoadedPolicy(ABC):
-    """A policy in memory, warmed up. Nothing of one rollout reaches another, so that sessions can share it.
+    """A policy in memory, warmed up. Nothing of one session reaches another, so that they can share it.
 
     Attributes:
       spec: What it wants and gives.
@@ -169,10 +169,11 @@ class LoadedPolicy(ABC):
           action_names: The robot's, for a checkpoint that tells none.
         """
 
-    def turn_to(self, rollout: object) -> None:  # noqa: B027  # most policies remember nothing
-        """Says to which rollout, one episode of one session, the next prediction belongs.
+    def turn_to(self, processors: Any) -> None:  # noqa: B027 - most policies remember nothing
+        """Says whose prediction comes next, so that a policy that remembers forgets other sessions and past episodes.
 
-        A policy that remembers forgets what is left of another rollout. On the worker thread.
+        Args:
+          processors: The session's, as open_processors returned them.
         """
 
     @abstractmethod

@@ -104,7 +104,6 @@ class _Attempt:
             if request.episode != session.episode:
                 session.processors.reset()
                 session.episode = request.episode
-                session.rollout = object()
             self.prepared = session.processors.preprocess(observation)
             if session.rtc is not None:
                 self.guidance = Guidance(session.rtc)
@@ -117,7 +116,7 @@ class _Attempt:
     def forward(self) -> None:
         self.watch.start()
         try:
-            self.policy.turn_to(self._session.rollout)
+            self.policy.turn_to(self._session.processors)
             self.chunk = self.policy.predict(self.prepared, self.guidance)
             self.watch.lap("predict")
         except Exception as error:  # noqa: BLE001

@@ -31,7 +31,6 @@ class Session:
       max_request_bytes: Largest request.
       rtc: Settings of real-time chunking; None to not use it.
       episode: Episode of the last prediction. None before the first and after a reset.
-      rollout: Stands for that episode since it began: equal to nothing but itself.
       id: Cannot be guessed.
       reply_secret: Goes with every answer and with no request. Cannot be guessed.
     """
@@ -45,7 +44,6 @@ class Session:
     max_request_bytes: int
     rtc: RtcConfig | None = None
     episode: int | None = None
-    rollout: object = None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     reply_secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
 
