@@ -118,7 +118,7 @@ class LerobotLoader(PolicyLoader):
                 action_names=tuple(names) if names and len(names) == actions.shape[1] else None,
                 supports_rtc=model_action_dim > 0,
                 model_action_dim=model_action_dim,
-                n_action_steps=int(getattr(config, "n_action_steps", 0)),
+                n_action_steps=min(getattr(config, "n_action_steps", None) or 0, actions.shape[0]),
                 temporal_ensemble_coeff=getattr(config, "temporal_ensemble_coeff", None),
                 masks_missing_cameras=found.policy_type in MASKS_MISSING_CAMERAS,
             ),
@@ -199,7 +199,9 @@ def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProce
         return 0
     try:
         chunk = processors.in_model_space(model.predict(processors.preprocess(usual), Guidance(RtcConfig())))
-        model.predict(processors.preprocess(usual), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+        followed = model.predict(processors.preprocess(usual), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+        if not torch.isfinite(followed).all():
+            raise ValueError("Its guided prediction has NaN or infinity")
     except Exception:  # whatever LeRobot raises: plain prediction works
         logger.exception("%s says that it can do real-time chunking, and cannot", found.name)
         return 0

@@ -212,9 +212,9 @@ def _masking_problems(policy: PolicySpec, wanted: Mapping[str, object], masked: 
     if masked and not policy.masks_missing_cameras:
         yield f"A policy of type {policy.policy_type!r} needs all of its cameras. Leave masked_cameras out."
         return
-    for key in masked:
-        if key not in wanted:
-            yield f"masked_cameras names {key!r}, which the policy does not look at. It looks at {_listed(wanted)}."
+    unknown = next((key for key in masked if key not in wanted), None)
+    if unknown is not None:
+        yield f"masked_cameras names {unknown!r}, which the policy does not look at. It looks at {_listed(wanted)}."
     if masked and set(wanted) <= set(masked):
         yield f"masked_cameras leaves the policy none of its cameras: {_listed(wanted)}."
 
