@@ -363,7 +363,6 @@ def test_ctrl_c_at_any_moment_leaves_the_arm_defined(edge, arm, script, after: f
         (PolicySpec("scripted", 7, 3, {}, 30), "gives 7 action values and the robot takes 3"),
         (PolicySpec("scripted", 3, 9, {}, 30), "wants 9 state values"),
         (PolicySpec("scripted", 3, 3, {}, 30, action_names=(JOINTS[1], JOINTS[0], JOINTS[2])), "another order"),
-        (PolicySpec("scripted", 3, 3, {}, 30, fps=15), "15 fps"),
     ],
 )
 def test_a_robot_that_does_not_fit_is_refused_before_it_moves(edge, script, arm, spec, message: str) -> None:

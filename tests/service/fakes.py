@@ -90,7 +90,7 @@ class FakePolicy(LoadedPolicy):
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def open_processors(self) -> FakeProcessors:
+    def open_processors(self, action_names: Sequence[str] = ()) -> FakeProcessors:
         self.opened.append(FakeProcessors())
         return self.opened[-1]
 

@@ -236,8 +236,6 @@ def edited(checkpoint: Path, target: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"type": "diffusion", "n_obs_steps": 2}, ["diffusion", "last 2 frames", "n_obs_steps"]),
-        ({"type": "vqbet", "n_obs_steps": 5}, ["vqbet", "last 5 frames"]),
         ({"type": "tdmpc"}, ["tdmpc", "plan"]),
         ({"type": "lingbot_va"}, ["lingbot_va", "video"]),
         ({"type": "gaussian_actor"}, ["gaussian_actor", "single actions"]),

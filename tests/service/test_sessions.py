@@ -195,6 +195,13 @@ def test_a_checkpoint_keeps_the_rename_map_it_was_trained_with(serve: Serve, loa
         ({"a": "x"}, {"b": "x"}, ["a", "b"], {"b": "x"}),
         ({"a": "x"}, {}, ["a", "x"], {}),
         ({"a": "x", "b": "y"}, {"c": "y"}, ["a", "b", "c"], {"a": "x", "c": "y"}),
+        # Names that change places
+        ({"a": "b", "b": "a"}, {}, ["a", "b"], {"a": "b", "b": "a"}),
+        ({"a": "b", "b": "c"}, {}, ["a", "b"], {"a": "b", "b": "c"}),
+        ({"a": "b", "b": "c"}, {}, ["a", "b", "c"], {}),
+        ({"a": "b", "b": "a"}, {"a": "a"}, ["a", "b"], {"a": "a"}),
+        ({"a": "b"}, {"b": "c"}, ["a", "b"], {"a": "b", "b": "c"}),
+        ({"a": "a"}, {}, ["a"], {}),
     ],
 )
 def test_what_a_robot_asks_for_goes_over_what_the_checkpoint_saved(

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
+from longarm_service.base_models import missing_base_model
 from longarm_service.checkpoint import Checkpoint
 from longarm_service.lerobot_frames import Letterbox, letterbox
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
@@ -47,6 +48,8 @@ UNSUPPORTED = {
     "lingbot_va": "it continues a video of everything executed since its last chunk, which requests do not carry",
     "tdmpc": "it plans each step from its plan of the step before, which chunks from a far service break",
 }
+# Policies whose forward pass was read and found to do without a camera that is not there: its place is masked
+MASKS_MISSING_CAMERAS = frozenset({"pi0", "pi05", "pi0_fast", "smolvla", "xvla"})
 
 
 class LerobotLoader(PolicyLoader):
@@ -84,24 +87,28 @@ class LerobotLoader(PolicyLoader):
         config.device = device
         # Some policies fetch their base model again unless they know that weights will follow
         config.pretrained_path = found.directory
+        _leave_compiling_to_us(found, config)
+        _check_looks_at_the_present(found, config)
         cameras, state_dim = _inputs(found, config)
         model = _attempt(found, "its weights", lambda: self._build(found, config, dtype))
         renames = _saved_renames(found)
         box = letterbox(found.policy_type, config, found.preprocessor.get("steps", []))
 
-        def make_processors() -> LerobotProcessors:
-            return _make_processors(found, config, model.device, renames, box)
+        names = getattr(config, "action_feature_names", None)
 
-        processors = _attempt(found, "its processors", make_processors)
-        zeros = Observation(
-            state=np.zeros(state_dim, np.float32),
+        def make_processors(robot_names: Sequence[str]) -> LerobotProcessors:
+            return _make_processors(found, config, model.device, renames, names or robot_names, box)
+
+        processors = _attempt(found, "its processors", lambda: make_processors(()))
+        usual = Observation(
+            # Not zeros: a joint that stood still in training would be far from all that half precision can hold
+            state=processors.usual_state(state_dim),
             images={k: processors.prepare_frame(k, np.zeros((*size, 3), np.uint8)) for k, size in cameras.items()},
             task="warm up",
             robot_type="",
         )
-        actions = self._warm_up(found, model, processors, zeros, report)
-        model_action_dim = _guided_action_dim(found, model, processors, zeros)
-        names = getattr(config, "action_feature_names", None)
+        actions = self._warm_up(found, model, processors, usual, report)
+        model_action_dim = _guided_action_dim(found, model, processors, usual)
         return LerobotPolicy(
             spec=PolicySpec(
                 policy_type=found.policy_type,
@@ -114,6 +121,9 @@ class LerobotLoader(PolicyLoader):
                 supports_rtc=model_action_dim > 0,
                 model_action_dim=model_action_dim,
                 frame_box=box.size if box is not None else None,
+                n_action_steps=min(getattr(config, "n_action_steps", None) or 0, actions.shape[0]),
+                temporal_ensemble_coeff=getattr(config, "temporal_ensemble_coeff", None),
+                masks_missing_cameras=found.policy_type in MASKS_MISSING_CAMERAS,
             ),
             fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
             saved_renames=renames,
@@ -153,10 +163,10 @@ class LerobotLoader(PolicyLoader):
         # Real-time chunking takes gradients with respect to actions; weights would only cost memory
         policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
-        return Model(policy, None if dtype is torch.float32 else dtype, self._compiled)
+        return Model(policy, None if dtype is torch.float32 else dtype, self._compiled, _amp(config, dtype))
 
     def _warm_up(
-        self, found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation, report: Report
+        self, found: Checkpoint, model: Model, processors: LerobotProcessors, usual: Observation, report: Report
     ) -> np.ndarray:
         stage = pb.PROGRESS_STAGE_COMPILING if self._compiled else pb.PROGRESS_STAGE_WARMING_UP
         for done in range(WARM_UP_PREDICTIONS):
@@ -164,7 +174,7 @@ class LerobotLoader(PolicyLoader):
             actions = _attempt(
                 found,
                 "its first prediction",
-                lambda: processors.postprocess(model.predict(processors.preprocess(zeros))),
+                lambda: processors.postprocess(model.predict(processors.preprocess(usual))),
             )
             stage = pb.PROGRESS_STAGE_WARMING_UP
         report(pb.Progress(stage=stage, fraction=1.0, message="Ready"))
@@ -173,10 +183,17 @@ class LerobotLoader(PolicyLoader):
                 Reason.POLICY_UNSUPPORTED,
                 f"Expected {found.policy_type} to give a chunk of shape (steps, action_dim), found {actions.shape}.",
             )
+        if bad := np.count_nonzero(~np.isfinite(actions)):
+            raise WireError(
+                Reason.POLICY_LOAD_FAILED,
+                f"The {found.policy_type} checkpoint {found.name!r} does not load: its first prediction has NaN or "
+                f"infinity in {bad} of {actions.size} values. Its weights or the statistics of its processors are "
+                "broken: copy or download it again, or look at how its training ended.",
+            )
         return actions
 
 
-def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation) -> int:
+def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProcessors, usual: Observation) -> int:
     """Warms real-time chunking up and returns the values of a model-space action, or 0 if it does not work.
 
     Its first prediction is slow as well, and would come when the arm moves already.
@@ -184,8 +201,10 @@ def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProce
     if not model.supports_rtc:
         return 0
     try:
-        chunk = processors.in_model_space(model.predict(processors.preprocess(zeros), Guidance(RtcConfig())))
-        model.predict(processors.preprocess(zeros), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+        chunk = processors.in_model_space(model.predict(processors.preprocess(usual), Guidance(RtcConfig())))
+        followed = model.predict(processors.preprocess(usual), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+        if not torch.isfinite(followed).all():
+            raise ValueError("Its guided prediction has NaN or infinity")
     except Exception:  # whatever LeRobot raises: plain prediction works
         logger.exception("%s says that it can do real-time chunking, and cannot", found.name)
         return 0
@@ -200,17 +219,41 @@ def _check_supported(found: Checkpoint) -> None:
             f"{found.name!r} is a policy of type {kind!r}, which LeRobot {version('lerobot')} does not know. Known: "
             f"{', '.join(sorted(PreTrainedConfig.get_known_choices()))}. A plugin named lerobot_policy_... can add it.",
         )
-    steps = found.config.get("n_obs_steps", 1)
     if kind in UNSUPPORTED:
-        reason = UNSUPPORTED[kind]
-    elif isinstance(steps, int) and steps > 1:
+        raise _unsupported(found, UNSUPPORTED[kind])
+    if found.config.get("use_peft"):
+        raise _unsupported(found, "it is a PEFT adapter; merge it into its base model (merge_and_unload) and save that")
+
+
+def _unsupported(found: Checkpoint, reason: str) -> WireError:
+    return WireError(
+        Reason.POLICY_UNSUPPORTED, f"Cannot serve the {found.policy_type} policy {found.name!r}: {reason}."
+    )
+
+
+def _check_looks_at_the_present(found: Checkpoint, config: PreTrainedConfig) -> None:
+    """Refuses policies that look at a history. Where config.json says nothing, LeRobot's default decides."""
+    if config.n_obs_steps > 1:
         # One observation a chunk would put the frames of its history a chunk apart, and the answer would be wrong
-        reason = f"it looks at the last {steps} frames at the control rate (n_obs_steps), and requests carry one"
-    elif found.config.get("use_peft"):
-        reason = "it is a PEFT adapter; merge it into its base model (merge_and_unload) and save that"
-    else:
-        return
-    raise WireError(Reason.POLICY_UNSUPPORTED, f"Cannot serve the {kind} policy {found.name!r}: {reason}.")
+        frames = f"the last {config.n_obs_steps} frames at the control rate (n_obs_steps)"
+        raise _unsupported(found, f"it looks at {frames}, and requests carry one")
+
+
+def _leave_compiling_to_us(found: Checkpoint, config: PreTrainedConfig) -> None:
+    """Takes compile_model back, as LeRobot's rollout does: whether to compile is for whoever runs a policy to say.
+
+    Compiled its own way, a policy would be compiled anew for each size of a batch, and its CUDA graphs belong to the
+    thread that warmed it up.
+    """
+    if getattr(config, "compile_model", False):
+        config.compile_model = False
+        logger.info("%s says compile_model: the service's own setting (compile) decides instead", found.name)
+
+
+def _amp(config: PreTrainedConfig, dtype: torch.dtype | None) -> torch.dtype | None:
+    """Returns the type for a policy that says use_amp. LeRobot's rollout heeds that on CUDA alone."""
+    device = torch.device(str(config.device)).type
+    return torch.get_autocast_dtype(device) if config.use_amp and device == "cuda" and dtype is None else None
 
 
 def _inputs(found: Checkpoint, config: PreTrainedConfig) -> tuple[dict[str, tuple[int, int]], int]:
@@ -244,6 +287,7 @@ def _make_processors(
     config: PreTrainedConfig,
     device: torch.device,
     renames: Mapping[str, str],
+    action_names: Sequence[str],
     box: Letterbox | None,
 ) -> LerobotProcessors:
     steps = [step.get("registry_name") for step in found.preprocessor.get("steps", [])]
@@ -253,7 +297,8 @@ def _make_processors(
         # The rename step stays as it was saved: observations are fed under the names that it expects
         preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
     )
-    return LerobotProcessors(preprocessor, postprocessor, device, {new: old for old, new in renames.items()}, box)
+    fed_keys = {new: old for old, new in renames.items()}
+    return LerobotProcessors(preprocessor, postprocessor, device, fed_keys, action_names, box)
 
 
 def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
@@ -268,7 +313,7 @@ def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
         raise WireError(
             Reason.POLICY_LOAD_FAILED,
             f"The {found.policy_type} checkpoint {found.name!r} does not load: {what}: "
-            f"{type(error).__name__}: {first_line}",
+            + (missing_base_model(error, found.config) or f"{type(error).__name__}: {first_line}"),
         ) from error
 
 

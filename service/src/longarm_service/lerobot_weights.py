@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 NAMED = 5
 # Torch's own counter of training steps, of no use afterwards
 UNUSED_SUFFIX = ".num_batches_tracked"
+# What torch.compile adds to the names of a module's tensors
+COMPILED_PART = "_orig_mod."
 LEROBOT_POLICIES = "lerobot.policies."
 
 
@@ -39,8 +41,11 @@ class _Loading:
         policy.register_load_state_dict_pre_hook(self._begin)
         policy.register_load_state_dict_post_hook(self._end)
 
-    def _begin(self, *arguments: Any) -> None:
+    def _begin(self, _: torch.nn.Module, state: dict[str, Any], *arguments: Any) -> None:
         self._errors = arguments[-1]
+        # A policy that was compiled when it was saved; here it is not
+        for name in [name for name in state if COMPILED_PART in name]:
+            state[name.replace(COMPILED_PART, "")] = state.pop(name)
 
     def _end(self, _: torch.nn.Module, keys: Any) -> None:
         # Copies: a strict load goes on to add names that are too many, which do no harm

@@ -144,7 +144,7 @@ class Processors(ABC):
 
 
 class LoadedPolicy(ABC):
-    """A policy in memory, warmed up. It keeps nothing from one prediction to the next, so that sessions can share it.
+    """A policy in memory, warmed up. Nothing of one session reaches another, so that they can share it.
 
     Attributes:
       spec: What it wants and gives.
@@ -162,8 +162,19 @@ class LoadedPolicy(ABC):
         return False
 
     @abstractmethod
-    def open_processors(self) -> Processors:
-        """Returns fresh processors for one session. May read files."""
+    def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
+        """Returns fresh processors for one session. May read files.
+
+        Args:
+          action_names: The robot's, for a checkpoint that tells none.
+        """
+
+    def turn_to(self, processors: Any) -> None:  # noqa: B027 - most policies remember nothing
+        """Says whose prediction comes next, so that a policy that remembers forgets other sessions and past episodes.
+
+        Args:
+          processors: The session's, as open_processors returned them.
+        """
 
     @abstractmethod
     def predict(self, prepared: Any, guidance: Guidance | None = None) -> Any:

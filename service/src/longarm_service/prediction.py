@@ -116,6 +116,7 @@ class _Attempt:
     def forward(self) -> None:
         self.watch.start()
         try:
+            self.policy.turn_to(self._session.processors)
             self.chunk = self.policy.predict(self.prepared, self.guidance)
             self.watch.lap("predict")
         except Exception as error:  # noqa: BLE001

@@ -203,13 +203,13 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
                 "pi0 or pi05.",
             )
         renames = composed_renames(lease.policy.saved_renames, dict(request.rename_map), robot)
-        agreement = agree(robot, spec, renames)
+        agreement = agree(robot, spec, renames, request.masked_cameras)
         return Session(
             robot=robot,
             agreement=agreement,
             lease=lease,
             # Reads files, a tokenizer's among them
-            processors=await asyncio.to_thread(lease.policy.open_processors),
+            processors=await asyncio.to_thread(lease.policy.open_processors, robot.action_names),
             task=request.task,
             chunk_size=min(request.actions_per_chunk or spec.chunk_size, spec.chunk_size),
             max_request_bytes=limits.max_request_bytes(agreement.cameras),
@@ -241,6 +241,8 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             idle_timeout=idle_timeout,
             reply_secret=session.reply_secret,
             notes=agreement.notes,
+            n_action_steps=session.lease.policy.spec.n_action_steps,
+            temporal_ensemble_coeff=session.lease.policy.spec.temporal_ensemble_coeff,
         )
 
     def _answer(

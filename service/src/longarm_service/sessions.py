@@ -136,13 +136,17 @@ def composed_renames(saved: Mapping[str, str], asked: Mapping[str, str], robot: 
     """Returns the rename_map for a session: what the robot asks for, over what the checkpoint was trained with.
 
     LeRobot's own server lets the one replace the other, even by nothing (a checkpoint trained with a rename_map then
-    finds none of its cameras). Entries of the checkpoint that the robot has no camera for, or whose target the robot
-    names itself, play no part.
+    finds none of its cameras). Entries of the checkpoint that the robot has no camera for play no part, nor those whose
+    target another camera has: one that the robot names so, or that is renamed to it.
     """
     cameras = {IMAGES_PREFIX + camera.name for camera in robot.cameras}
-    kept = {
-        old: new
-        for old, new in saved.items()
-        if old in cameras and old not in asked and new not in asked.values() and new not in cameras
-    }
+    kept = {old: new for old, new in saved.items() if old in cameras and old not in asked and old != new}
+    # A name is free once its camera is renamed, so names may change places; an entry that falls takes its name back
+    while taken := [
+        old
+        for old, new in kept.items()
+        if new in asked.values() or (new in cameras and new not in kept and new not in asked)
+    ]:
+        for old in taken:
+            del kept[old]
     return {**kept, **asked}

@@ -99,11 +99,15 @@ class PolicySpec:
         its configuration names.
       chunk_size: Actions per prediction.
       action_names: Names in order, where the checkpoint tells them.
-      fps: Rate it was trained at, where the checkpoint tells it.
       supports_rtc: Whether it can condition a chunk on the unexecuted prefix of the last one.
       model_action_dim: Values of one model-space action; 0 without supports_rtc.
       frame_box: Height and width of the box into which it scales every frame by itself, keeping its aspect, before
         anything else looks at it. None if it does not, or in another way than the edge resizes.
+      n_action_steps: Actions that LeRobot executes of a chunk before it predicts anew, where the checkpoint says so;
+        else 0.
+      temporal_ensemble_coeff: How LeRobot weights chunks that have an action for the same step, where the checkpoint
+        says that it does.
+      masks_missing_cameras: Whether it does without a camera by masking it.
     """
 
     policy_type: str
@@ -112,10 +116,12 @@ class PolicySpec:
     cameras: Mapping[str, Size]
     chunk_size: int
     action_names: tuple[str, ...] | None = None
-    fps: float | None = None
     supports_rtc: bool = False
     model_action_dim: int = 0
     frame_box: Size | None = None
+    n_action_steps: int = 0
+    temporal_ensemble_coeff: float | None = None
+    masks_missing_cameras: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,9 @@ class Agreement:
     notes: tuple[str, ...] = ()
 
 
-def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -> Agreement:
+def agree(
+    robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str], masked_cameras: Sequence[str] = ()
+) -> Agreement:
     """Returns how robot's observations become policy's.
 
     A camera that the policy does not look at is left out. See frame_sizes for the size in which a camera is sent.
@@ -144,15 +152,12 @@ def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -
       robot: What is there.
       policy: What is wanted.
       rename_map: From the robot's observation keys to the policy's, as LeRobot's rename_map.
+      masked_cameras: The policy's keys of cameras that nothing is sent for.
 
     Raises:
       WireError: SPEC_MISMATCH; the message lists every problem with the nearest name and the rename that mends it.
     """
     problems = [*_action_problems(robot, policy), *_state_problems(robot, policy)]
-    if policy.fps is not None and abs(policy.fps - robot.fps) > 1e-6:
-        problems.append(
-            f"The policy was trained at {policy.fps:g} fps and the robot runs at {robot.fps:g}. Set fps={policy.fps:g}."
-        )
     robot_keys = {IMAGES_PREFIX + camera.name: camera for camera in robot.cameras}
     problems += [
         f"rename_map renames {key!r}, which the robot does not have. It has {_listed(robot_keys)}"
@@ -164,7 +169,11 @@ def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -
     if len(by_policy_key) != len(robot_keys):
         problems.append(f"rename_map gives two cameras one name: {dict(rename_map)}")
     wanted = {key: size for key, size in policy.cameras.items() if not key.startswith(_EMPTY_CAMERA)}
-    problems += _camera_problems(wanted, by_policy_key, robot_keys, rename_map)
+    problems += _masking_problems(policy, wanted, masked_cameras)
+    wanted = {key: size for key, size in wanted.items() if key not in masked_cameras}
+    # A camera that the policy can do without is offered to be masked
+    masked = masked_cameras if policy.masks_missing_cameras else None
+    problems += _camera_problems(wanted, by_policy_key, robot_keys, rename_map, masked)
     if problems:
         lines = "\n".join(f"- {problem}" for problem in problems)
         raise WireError(
@@ -213,11 +222,23 @@ def _name_problems(what: str, robot: Sequence[str], policy: Sequence[str]) -> It
             yield f"The robot has the {what} {name!r}, which the policy does not{_nearest(name, policy)}."
 
 
+def _masking_problems(policy: PolicySpec, wanted: Mapping[str, object], masked: Sequence[str]) -> Iterable[str]:
+    if masked and not policy.masks_missing_cameras:
+        yield f"A policy of type {policy.policy_type!r} needs all of its cameras. Leave masked_cameras out."
+        return
+    unknown = next((key for key in masked if key not in wanted), None)
+    if unknown is not None:
+        yield f"masked_cameras names {unknown!r}, which the policy does not look at. It looks at {_listed(wanted)}."
+    if masked and set(wanted) <= set(masked):
+        yield f"masked_cameras leaves the policy none of its cameras: {_listed(wanted)}."
+
+
 def _camera_problems(
     wanted: Mapping[str, Size],
     offered: Mapping[str, CameraSpec],
     robot_keys: Mapping[str, CameraSpec],
     rename_map: Mapping[str, str],
+    masked: Sequence[str] | None,
 ) -> Iterable[str]:
     # Only an unused camera can become a missing one, and each only once
     spare = [key for key, camera in robot_keys.items() if not any(offered.get(w) is camera for w in wanted)]
@@ -225,6 +246,8 @@ def _camera_problems(
     mended = {key: value for key, value in rename_map.items() if key in robot_keys}
     # A camera that has the name already comes first: it is not to be given to another
     missing = sorted((key for key in wanted if key not in offered), key=lambda key: key not in spare)
+    # Each missing one is told of one spare camera, as long as there are some
+    lacking = missing[len(spare) :]
     for key in missing:
         if key in spare:
             spare.remove(key)
@@ -237,7 +260,8 @@ def _camera_problems(
         if not spare:
             yield (
                 f"The policy looks at {key!r} and the robot has no camera left for it. It has "
-                f"{_listed(robot_keys) or 'none'}. Add a camera to --robot.cameras."
+                f"{_listed(robot_keys) or 'none'}. Add a camera to --robot.cameras"
+                + ("." if masked is None or not robot_keys else _or_masked([*masked, *lacking]))
             )
             continue
         partner = (difflib.get_close_matches(key, spare, n=1, cutoff=0) or spare)[0]
@@ -251,8 +275,12 @@ def _camera_problems(
         yield f"Taken together: rename_map={_json(mended)}"
 
 
-def _json(rename_map: Mapping[str, str]) -> str:
-    return json.dumps(rename_map, ensure_ascii=False)
+def _or_masked(keys: Sequence[str]) -> str:
+    return f", or let the policy do without: masked_cameras={_json(keys)}"
+
+
+def _json(value: Mapping[str, str] | Sequence[str]) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _listed(names: Iterable[str]) -> str:
