@@ -1,6 +1,8 @@
 """Observations of several sessions in one forward pass: the same answers, fair turns, and no harm to each other."""
 
 import itertools
+import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,11 +119,10 @@ def test_shapes_that_differ_are_predicted_apart(robots: Robots) -> None:
 def test_what_is_wrong_with_one_observation_is_no_fault_of_the_others(robots: Robots) -> None:
     robots.hold()
     robots.send("a", number=1.0)
-    broken = pb.Image(camera="front", codec=pb.IMAGE_CODEC_JPEG, height=8, width=10, data=b"no jpeg")
-    robots.send("b", images=[broken])
+    robots.send("b", number=math.nan)
     robots.send("c", number=3.0)
     robots.release()
-    assert reason_of(robots.waiting["b"]) is Reason.INVALID_IMAGE
+    assert reason_of(robots.waiting["b"]) is Reason.INVALID_REQUEST
     assert [robots.first_value(task) for task in "ac"] == [1, 3]
     assert robots.policy.batches == [["a", "c"]]
 
@@ -217,6 +218,30 @@ def test_a_newer_observation_supersedes_one_that_waits_for_company(serve: Serve,
             assert reason_of(old) is Reason.SUPERSEDED
             return
         assert sequence < 40
+
+
+def test_a_session_that_supersedes_itself_all_the_time_stretches_nobodys_batch(
+    serve: Serve, loader: FakeLoader
+) -> None:
+    """While one waits for company, each newer observation of it would let the wait begin anew."""
+    service = serve(batch_window=0.1, max_batch_size=8, obs_queue_timeout=1.0)
+    hasty, modest, _idle = (open_session(service.stub, task=task) for task in ("hasty", "modest", "idle"))
+    done = threading.Event()
+
+    def hurry() -> None:
+        for sequence in itertools.count(1):
+            service.stub.PredictChunk.future(observation(hasty, sequence=sequence))
+            if done.wait(0.005):
+                return
+
+    hurrying = threading.Thread(target=hurry)
+    hurrying.start()
+    try:
+        for sequence in range(1, 6):
+            assert service.stub.PredictChunk(observation(modest, sequence=sequence)).step_count
+    finally:
+        done.set()
+        hurrying.join()
 
 
 # --- Real policies

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
 from longarm_service import __version__, failures, requests
+from longarm_service.decoding import Decoders
 from longarm_service.failures import Context
 from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import PolicyChoice, is_directory
@@ -59,11 +59,11 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._openings: set[asyncio.Task[Lease]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
         self._draining = False
-        self._decoders = ThreadPoolExecutor(thread_name_prefix="decode")
+        self._decoders = Decoders(settings.obs_queue_timeout)
 
     def close(self) -> None:
         """Ends the decoders' threads. No call may be running any more."""
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.close()
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuses what begins from now on and robots that wait for a load, and lets predictions be answered.
@@ -136,8 +136,11 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             self._refuse_while_draining()
             session = self._sessions.use(request.session_id)
             requests.check(request, session)
-            job = Job(request, session, requests.decode(request, session, self._decoders))
-            prediction, queued = await self._worker.run(session.id, job, self._company(session))
+            # Only then in line for the policy: its thread waits for nobody's frames
+            frames = await self._decoders.run(session.id, requests.decoding(request, session))
+            job = Job(request, session, frames)
+            decoded = time.perf_counter() - arrived
+            prediction, queued = await self._worker.run(session.id, job, self._company(session), decoded)
             self._sessions.touch(session)
             if (early := self._settings.inference_latency - (time.perf_counter() - arrived)) > 0:
                 await asyncio.sleep(early)
