@@ -1,8 +1,8 @@
 """Observations of several sessions in one forward pass: the same answers, fair turns, and no harm to each other."""
 
+import asyncio
 import itertools
 import math
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from tests.service.checkpoints import SMALL_DIFFUSION, preprocessed, save
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     PATIENCE_SECONDS,
+    Clock,
     FakeLoader,
     RunningService,
     actions_of,
@@ -27,7 +28,9 @@ from tests.service.test_waiting import reason_of, wait_for_waiting
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy
+from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import Observation, PolicyChoice
+from longarm_service.worker import Company, Worker
 from longarm_wire.errors import Reason
 from longarm_wire.rtc import RtcConfig
 
@@ -220,28 +223,32 @@ def test_a_newer_observation_supersedes_one_that_waits_for_company(serve: Serve,
         assert sequence < 40
 
 
-def test_a_session_that_supersedes_itself_all_the_time_stretches_nobodys_batch(
-    serve: Serve, loader: FakeLoader
-) -> None:
+def test_a_session_that_supersedes_itself_all_the_time_stretches_nobodys_batch() -> None:
     """While one waits for company, each newer observation of it would let the wait begin anew."""
-    service = serve(batch_window=0.1, max_batch_size=8, obs_queue_timeout=1.0)
-    hasty, modest, _idle = (open_session(service.stub, task=task) for task in ("hasty", "modest", "idle"))
-    done = threading.Event()
+    clock = Clock()
+    company = Company("policy", most=8, expected=3)
 
-    def hurry() -> None:
-        for sequence in itertools.count(1):
-            service.stub.PredictChunk.future(observation(hasty, sequence=sequence))
-            if done.wait(0.005):
-                return
+    async def serve() -> list[list[str]]:
+        batches: list[list[str]] = []
 
-    hurrying = threading.Thread(target=hurry)
-    hurrying.start()
-    try:
-        for sequence in range(1, 6):
-            assert service.stub.PredictChunk(observation(modest, sequence=sequence)).step_count
-    finally:
-        done.set()
-        hurrying.join()
+        def work(jobs: Sequence[str]) -> list[str]:
+            batches.append(list(jobs))
+            return list(jobs)
+
+        async with Worker(work, PATIENCE_SECONDS, 0.1, ServiceMetrics(), clock) as worker:
+            hasty = [asyncio.create_task(worker.run("a", "hasty", company))]
+            modest = asyncio.create_task(worker.run("b", "modest", company))
+            while not modest.done() and len(hasty) < 500:
+                await asyncio.sleep(0.001)
+                clock.now += 0.01
+                hasty.append(asyncio.create_task(worker.run("a", "hasty", company)))
+            assert modest.done()
+            await asyncio.gather(*hasty[:-1], return_exceptions=True)
+            hasty[-1].cancel()
+        return batches
+
+    # The first in line goes with whom it waited for, at the end of the window in which it got its place
+    assert asyncio.run(serve())[0] == ["hasty", "modest"]
 
 
 # --- Real policies
