@@ -13,12 +13,41 @@ from longarm_service.sessions import Session
 from longarm_wire import images, tensors
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcPrefix
+from longarm_wire.specs import MAX_CAMERAS, MAX_NAME_CHARACTERS, RobotSpec, check_names
 
 CODECS: Mapping[int, images.Codec] = {
     pb.IMAGE_CODEC_JPEG: images.Codec.JPEG,
     pb.IMAGE_CODEC_PNG: images.Codec.PNG,
     pb.IMAGE_CODEC_RAW: images.Codec.RAW,
 }
+# Most characters of each. A task goes through a tokenizer on the policy's thread
+TEXTS: Mapping[str, int] = {
+    "pretrained_name_or_path": 4096,
+    "revision": 256,
+    "policy_type": 256,
+    "device": 256,
+    "dtype": 256,
+    "task": 4096,
+}
+
+
+def check_opening(request: pb.OpenSessionRequest) -> RobotSpec:
+    """Returns the robot that request states, after a look at everything else in it that needs no policy.
+
+    Raises:
+      WireError: INVALID_REQUEST.
+    """
+    if request.actions_per_chunk < 0:
+        raise _invalid(f"Expected actions_per_chunk of at least 0, found {request.actions_per_chunk}")
+    if not request.pretrained_name_or_path:
+        raise _invalid("Expected pretrained_name_or_path, found none")
+    for name, most in TEXTS.items():
+        if (found := len(getattr(request, name))) > most:
+            raise _invalid(f"Expected {name} of at most {most} characters, found {found}")
+    if len(request.rename_map) > MAX_CAMERAS:
+        raise _invalid(f"Expected a rename_map of at most {MAX_CAMERAS} entries, found {len(request.rename_map)}")
+    check_names("entries of rename_map", [*request.rename_map, *request.rename_map.values()])
+    return RobotSpec.from_proto(request.robot)
 
 
 def check(request: pb.PredictChunkRequest, session: Session) -> None:
@@ -42,7 +71,11 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
             Reason.RTC_UNSUPPORTED,
             "This session was opened without real-time chunking: open it with rtc, or send no rtc_prefix.",
         )
-    found = [image.camera for image in request.images]
+    if len(request.task) > TEXTS["task"]:
+        raise _invalid(f"Expected a task of at most {TEXTS['task']} characters, found {len(request.task)}")
+    if len(request.images) > MAX_CAMERAS:
+        raise _invalid(f"Expected at most {MAX_CAMERAS} images, found {len(request.images)}")
+    found = [image.camera[:MAX_NAME_CHARACTERS] for image in request.images]
     expected = [camera.name for camera in session.agreement.cameras]
     if sorted(found) != sorted(expected):
         raise _invalid(f"Expected one image of each camera {expected}, found {found}")

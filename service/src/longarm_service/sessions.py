@@ -16,6 +16,11 @@ from longarm_wire.specs import IMAGES_PREFIX, Agreement, RobotSpec
 
 logger = logging.getLogger(__name__)
 
+# Idle for so long a session may make room for another
+SPARED_SECONDS = 30.0
+# Of an id that there is not, a message shows so much
+SHOWN_CHARACTERS = 32
+
 
 @dataclass(eq=False)
 class Session:
@@ -68,13 +73,25 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
     def check_room(self) -> None:
-        """Raises WireError(TOO_MANY_SESSIONS) if no session may be opened."""
+        """Raises WireError(TOO_MANY_SESSIONS) if no session may be opened.
+
+        Where there is no room, the session idle for longest gives way, if it was for SPARED_SECONDS: a robot that
+        runs asks more often, and one whose program died cannot close what it opened.
+        """
         self.expire()
-        if len(self._sessions) >= self._max_count:
+        if len(self._sessions) < self._max_count:
+            return
+        session_id, used = min(self._last_used.items(), key=lambda item: item[1])
+        if (idle := self._clock() - used) < SPARED_SECONDS:
             raise WireError(
                 Reason.TOO_MANY_SESSIONS, f"The service has {self._max_count} sessions open (max_session_count)."
             )
+        logger.info("session %s… was idle for %g s and makes room", session_id[:6], idle)
+        self.close(session_id)
 
     def add(self, session: Session) -> None:
         """Opens session.
@@ -98,8 +115,8 @@ class SessionTable:
         if session is None:
             raise WireError(
                 Reason.SESSION_UNKNOWN,
-                f"There is no session {session_id!r}: the service restarted, or the session was closed or idle for "
-                f"{self._idle_timeout_seconds:g} s. Open a new one.",
+                f"There is no session {session_id[:SHOWN_CHARACTERS]!r}: the service restarted, or the session was "
+                f"closed or idle for {self._idle_timeout_seconds:g} s. Open a new one.",
             )
         self._last_used[session_id] = self._clock()
         return session

@@ -13,5 +13,5 @@ MAX_REQUEST_BYTES = 8 * 1280 * 720 * 3 + OVERHEAD_BYTES
 
 
 def max_request_bytes(cameras: Iterable[CameraSpec]) -> int:
-    """Returns the largest request of a session: every frame raw, and the overhead."""
-    return sum(c.height * c.width * 3 for c in cameras) + OVERHEAD_BYTES
+    """Returns the largest request of a session: every frame raw, and the overhead, as far as the service accepts it."""
+    return min(sum(c.height * c.width * 3 for c in cameras) + OVERHEAD_BYTES, MAX_REQUEST_BYTES)
