@@ -307,7 +307,7 @@ def test_there_are_no_more_sessions_than_allowed(serve: Serve) -> None:
 
 
 def test_where_there_is_no_room_the_session_idle_for_longest_makes_some(serve: Serve) -> None:
-    """Callers that hang up while a session is opened for them, or die, leave it behind: others were refused for 600 s."""
+    """Callers that hang up while a session is opened for them, or die, leave it behind, and others were kept out."""
     clock = Clock()
     service = serve(max_session_count=3, clock=clock)
     used = open_session(service.stub)

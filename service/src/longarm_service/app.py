@@ -16,6 +16,9 @@ from grpc_reflection.v1alpha import reflection
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
+from longarm_service import gate
+from longarm_service.failures import Context
+from longarm_service.gate import Gate
 from longarm_service.line import Clock
 from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import PolicyChoice, PolicyLoader
@@ -40,6 +43,7 @@ FAREWELL_SECONDS = 0.5
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", limits.MAX_RESPONSE_BYTES),
+    ("grpc.max_concurrent_streams", gate.MAX_CALLS_PER_CONNECTION),
     # A second service on the same port must fail, not take every other robot
     ("grpc.so_reuseport", 0),
     # Robots ping through their tunnel to notice a dead link; gRPC would hang up on more than one ping in 5 minutes
@@ -60,6 +64,16 @@ class StartupError(Exception):
     def __init__(self, message: str, *, final: bool = True) -> None:
         super().__init__(message)
         self.final = final
+
+
+class _Health(health.aio.HealthServicer):
+    """Knows the names that it was told. The original remembers every name that anybody watched."""
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        """See the protocol of gRPC's health."""
+        if request.service not in ("", SERVICE_NAME):
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        await super().Watch(request, context)
 
 
 class Service:
@@ -89,7 +103,7 @@ class Service:
         )
         self._sessions = SessionTable(settings.max_session_count, settings.session_idle_timeout, self.metrics, clock)
         self._servicer = PolicyServicer(settings, self._shelf, self._worker, self._sessions, self.metrics)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._state = "starting"
         self._stack = contextlib.AsyncExitStack()
 
@@ -171,7 +185,11 @@ class Service:
         stack.enter_context(http)
 
     async def _start_grpc(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server = grpc.aio.server(
+            interceptors=[Gate(self._sessions.knows, self.metrics)],
+            options=CHANNEL_OPTIONS,
+            maximum_concurrent_rpcs=gate.most_calls(self._settings.max_session_count),
+        )
         pb_grpc.add_PolicyServiceServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for name in ("", SERVICE_NAME):

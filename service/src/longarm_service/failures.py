@@ -43,7 +43,7 @@ def shortened(message: str) -> str:
     """
     # What cannot be encoded at all, as parts of a file's name, must not fail the failure
     data = message.encode("utf-8", "replace")
-    left = MAX_HEADER_BYTES
+    left = float(MAX_HEADER_BYTES)
     for end, byte in enumerate(data):
         left -= (1 if 0x20 <= byte < 0x7F and byte != 0x25 else 3) + 4 / 3
         if left < 0:

@@ -1,6 +1,7 @@
 """The gRPC face of the service."""
 
 import asyncio
+import functools
 import logging
 import time
 from datetime import timedelta
@@ -96,7 +97,9 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         )
 
     @failures.handler
-    async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> None:
+    async def OpenSession(  # type: ignore[override]  # writes to the context, where it learns that nobody listens
+        self, request: pb.OpenSessionRequest, context: Context
+    ) -> None:
         """See the protocol."""
         self._track_call()
         self._refuse_while_draining()
@@ -122,11 +125,11 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             if session is None or session.id not in self._sessions:
                 _give_up(opening)
         # Whoever hangs up instead of reading to the end does not know the session, and nobody would ever close it
-        context.add_done_callback(lambda ended: self._close_unheard(session, ended))
+        context.add_done_callback(functools.partial(self._close_unheard, session))
         await context.write(pb.OpenSessionResponse(session=self._described(session)))
 
     @failures.handler
-    async def PredictChunk(self, request: pb.PredictChunkRequest, _context: Context) -> pb.PredictChunkResponse:
+    async def PredictChunk(self, request: pb.PredictChunkRequest, context: Context) -> pb.PredictChunkResponse:
         """See the protocol."""
         arrived = time.perf_counter()
         self._track_call()
@@ -134,7 +137,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         outcome = "failed"
         try:
             self._refuse_while_draining()
-            session = self._sessions.use(request.session_id)
+            session = self._sessions.use(request.session_id, context.peer())
             requests.check(request, session)
             # Only then in line for the policy: its thread waits for nobody's frames
             frames = await self._decoders.run(session.id, requests.decoding(request, session))
@@ -157,10 +160,10 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             self.metrics.ended(outcome)
 
     @failures.handler
-    async def ResetSession(self, request: pb.ResetSessionRequest, _context: Context) -> pb.ResetSessionResponse:
+    async def ResetSession(self, request: pb.ResetSessionRequest, context: Context) -> pb.ResetSessionResponse:
         """See the protocol."""
         # Its next prediction resets the processors: they belong to the policy's thread
-        self._sessions.use(request.session_id).episode = None
+        self._sessions.use(request.session_id, context.peer()).episode = None
         return pb.ResetSessionResponse()
 
     @failures.handler
@@ -169,7 +172,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._sessions.close(request.session_id)
         return pb.CloseSessionResponse()
 
-    def _close_unheard(self, session: Session, ended: Context) -> None:
+    def _close_unheard(self, session: Session, ended: Any) -> None:
         if ended.cancelled():
             logger.info("the robot hung up while session %s… was opened for it", session.id[:6])
             self._sessions.close(session.id)

@@ -36,6 +36,7 @@ class Session:
       max_request_bytes: Largest request.
       rtc: Settings of real-time chunking; None to not use it.
       episode: Episode of the last prediction. None before the first and after a reset.
+      peer: The connection that it was used over last, as gRPC names it.
       id: Cannot be guessed.
       reply_secret: Goes with every answer and with no request. Cannot be guessed.
     """
@@ -49,6 +50,7 @@ class Session:
     max_request_bytes: int
     rtc: RtcConfig | None = None
     episode: int | None = None
+    peer: str = ""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     reply_secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
 
@@ -75,6 +77,10 @@ class SessionTable:
 
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._sessions
+
+    def knows(self, peer: str) -> bool:
+        """Returns whether peer is a connection that a session was used over last."""
+        return any(session.peer == peer for session in self._sessions.values())
 
     def check_room(self) -> None:
         """Raises WireError(TOO_MANY_SESSIONS) if no session may be opened.
@@ -104,8 +110,8 @@ class SessionTable:
         self._last_used[session.id] = self._clock()
         self._metrics.sessions.set(len(self._sessions))
 
-    def use(self, session_id: str) -> Session:
-        """Returns the session and counts as a sign of life.
+    def use(self, session_id: str, peer: str) -> Session:
+        """Returns the session, which is used over the connection peer, and counts as a sign of life.
 
         Raises:
           WireError: SESSION_UNKNOWN.
@@ -119,6 +125,7 @@ class SessionTable:
                 f"closed or idle for {self._idle_timeout_seconds:g} s. Open a new one.",
             )
         self._last_used[session_id] = self._clock()
+        session.peer = peer
         return session
 
     def sharing(self, session: Session) -> int:

@@ -104,7 +104,7 @@ class Png:
         width, height, depth, colour, *others = _unpacked(">IIBBBBB", data, 16)
         if colour not in _PNG_SAMPLES or depth not in (1, 2, 4, 8, 16) or any(others):
             raise FrameError("are of a kind that is not read, such as interlaced")
-        palette, pieces = b"", []
+        palette, pieces = b"", list[memoryview]()
         for kind, content in _png_chunks(data, 33):
             if kind == b"IEND":
                 return cls(height, width, data[16:29], palette, pieces)
