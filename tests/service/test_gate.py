@@ -143,18 +143,22 @@ def test_a_connection_has_a_pace(serve: Serve) -> None:
     assert time.monotonic() - begun > 0.4
 
 
-def test_a_connection_has_so_many_calls_at_a_time(serve: Serve, loader: FakeLoader) -> None:
-    """The others wait on the caller's side, and do not even begin."""
+def test_a_connection_has_so_many_calls_at_a_time(serve: Serve, loader: FakeLoader, another_channel: Dial) -> None:
     service = serve(max_session_count=1000)
     loader.gate.clear()
-    calls = [service.stub.OpenSession(opening()) for _ in range(gate.MAX_CALLS_PER_CONNECTION + 10)]
-    loader.wait_until_loading()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while service.stub.GetServiceInfo.future(pb.GetServiceInfoRequest(), timeout=0.3).code() is grpc.StatusCode.OK:
-        assert time.monotonic() < deadline
+    calls = [service.stub.OpenSession(opening()) for _ in range(gate.MAX_CALLS_PER_CONNECTION)]
+    for call in calls:
+        next(call)
+    with failing(Reason.TOO_MANY_SESSIONS, "32 calls in progress"):
+        service.stub.GetServiceInfo(pb.GetServiceInfoRequest())
+    other = pb_grpc.PolicyServiceStub(another_channel(service))
+    assert other.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS).service_version
     loader.gate.set()
     for call in calls:
         assert [*call][-1].HasField("session")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while service.stub.GetServiceInfo.future(pb.GetServiceInfoRequest()).code() is not grpc.StatusCode.OK:
+        assert time.monotonic() < deadline
 
 
 def test_watches_of_health_are_so_many_and_of_names_that_there_are(serve: Serve, another_channel: Dial) -> None:

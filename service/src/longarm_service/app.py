@@ -43,7 +43,6 @@ FAREWELL_SECONDS = 0.5
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", limits.MAX_RESPONSE_BYTES),
-    ("grpc.max_concurrent_streams", gate.MAX_CALLS_PER_CONNECTION),
     # A second service on the same port must fail, not take every other robot
     ("grpc.so_reuseport", 0),
     # Robots ping through their tunnel to notice a dead link; gRPC would hang up on more than one ping in 5 minutes

@@ -7,6 +7,7 @@ arrives, on the event loop that serves every robot.
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from longarm_service.metrics import ServiceMetrics
 from longarm_wire import limits
 from longarm_wire.errors import Reason, WireError
 
-# Calls of one connection at a time; gRPC lets further ones wait on the caller's side. A robot has one, or a few
+# Calls of one connection at a time. A robot has one, or a few. (Not by HTTP/2's own limit: at it, gRPC's clients hang)
 MAX_CALLS_PER_CONNECTION = 32
 # Calls of one connection per second, after so many at once; further ones wait. A robot asks at most once per tick
 CALLS_PER_SECOND = 250
@@ -53,6 +54,8 @@ class Gate(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._clock = clock
         self._guarded: dict[str, Handler] = {}
+        # Calls in progress per connection
+        self._calls: Counter[str] = Counter()
         # Of strangers whose requests arrive, how long they are waited for, oldest first
         self._arriving: dict[asyncio.Timeout, None] = {}
         self._watching_count = 0
@@ -79,10 +82,25 @@ class Gate(grpc.aio.ServerInterceptor):
         watches = name == f"/{health.SERVICE_NAME}/Watch"
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream
 
+        @contextlib.asynccontextmanager
+        async def admitted(context: Context) -> AsyncIterator[None]:
+            peer = context.peer()
+            try:
+                self._check_room(peer, watches=watches)
+            except WireError as error:
+                await failures.abort(context, error, self._metrics)
+            self._calls[peer] += 1
+            self._watching_count += watches
+            try:
+                yield
+            finally:
+                self._watching_count -= watches
+                self._calls[peer] -= 1
+                if not self._calls[peer]:
+                    del self._calls[peer]
+
         async def next_request(context: Context) -> Any:
             try:
-                if watches and self._watching_count >= MAX_WATCHING:
-                    raise WireError(Reason.TOO_MANY_SESSIONS, f"{MAX_WATCHING} callers watch already. Try later.")
                 data = await self._arrived(context)
                 return None if data is None else _parsed(data, most_bytes, handler.request_deserializer)
             except WireError as error:
@@ -93,22 +111,27 @@ class Gate(grpc.aio.ServerInterceptor):
                 yield request
 
         async def answer_one(_: object, context: Context) -> Any:
-            request = await next_request(context)
-            self._watching_count += watches
-            try:
-                return await behaviour(request, context)
-            finally:
-                self._watching_count -= watches
+            async with admitted(context):
+                return await behaviour(await next_request(context), context)
 
         async def answer_many(_: object, context: Context) -> AsyncIterator[Any]:
-            async for response in behaviour(requests(context), context):
-                yield response
+            async with admitted(context):
+                async for response in behaviour(requests(context), context):
+                    yield response
 
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(answer_many, None, handler.response_serializer)
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(answer_one, None, handler.response_serializer)
         return grpc.stream_unary_rpc_method_handler(answer_one, None, handler.response_serializer)
+
+    def _check_room(self, peer: str, *, watches: bool) -> None:
+        if self._calls[peer] >= MAX_CALLS_PER_CONNECTION:
+            raise WireError(
+                Reason.TOO_MANY_SESSIONS, f"This connection has {MAX_CALLS_PER_CONNECTION} calls in progress already."
+            )
+        if watches and self._watching_count >= MAX_WATCHING:
+            raise WireError(Reason.TOO_MANY_SESSIONS, f"{MAX_WATCHING} callers watch already. Try later.")
 
     async def _arrived(self, context: Context) -> bytes | None:
         """Returns the call's next request, or None at the end of a stream."""

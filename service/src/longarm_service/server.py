@@ -1,7 +1,6 @@
 """The gRPC face of the service."""
 
 import asyncio
-import functools
 import logging
 import time
 from datetime import timedelta
@@ -125,7 +124,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             if session is None or session.id not in self._sessions:
                 _give_up(opening)
         # Whoever hangs up instead of reading to the end does not know the session, and nobody would ever close it
-        context.add_done_callback(functools.partial(self._close_unheard, session))
+        context.add_done_callback(lambda ended: self._close_unheard(session, ended))  # type: ignore[arg-type]
         await context.write(pb.OpenSessionResponse(session=self._described(session)))
 
     @failures.handler
