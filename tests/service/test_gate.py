@@ -88,6 +88,13 @@ def test_bytes_that_are_no_request_are_said_so(serve: Serve, data: bytes) -> Non
         send(serve(), "PredictChunk", data)
 
 
+@pytest.mark.parametrize("method", ["GetServiceInfo", "PredictChunk", "CloseSession"])
+def test_a_call_without_a_request_is_said_so(serve: Serve, method: str) -> None:
+    call = serve().channel.stream_unary(f"/{SERVICE_NAME}/{method}")
+    with failing(Reason.INVALID_REQUEST, "found none"):
+        call(iter([]), timeout=PATIENCE_SECONDS)
+
+
 def test_flat_is_what_has_few_fields() -> None:
     image = pb.Image(camera="front", data=bytes(1000))
     request = pb.PredictChunkRequest(session_id="x", sequence=1 << 62, episode=-1, images=[image] * 16, task="")

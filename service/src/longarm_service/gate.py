@@ -26,6 +26,8 @@ MAX_CALLS_PER_CONNECTION = 32
 # Calls of one connection per second, after so many at once; further ones wait. A robot asks at most once per tick
 CALLS_PER_SECOND = 250
 BURST_CALLS = 100
+# The same by size: twice what two raw cameras of 640x480 send at 30 Hz
+BYTES_PER_SECOND = 110e6
 # Requests that arrive at a time, beside those of robots that run. The oldest makes room: an honest one takes no time
 MAX_ARRIVING = 128
 ARRIVAL_SECONDS = 30.0
@@ -112,7 +114,9 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer_one(_: object, context: Context) -> Any:
             async with admitted(context):
-                return await behaviour(await next_request(context), context)
+                if (request := await next_request(context)) is None:
+                    await failures.abort(context, _invalid("Expected a request, found none"), self._metrics)
+                return await behaviour(request, context)
 
         async def answer_many(_: object, context: Context) -> AsyncIterator[Any]:
             async with admitted(context):
@@ -139,9 +143,11 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             async with asyncio.timeout(ARRIVAL_SECONDS) as patience:
                 with self._waited_for(peer, patience):
-                    if (wait := self._pay(peer)) > 0:
+                    if (wait := self._pay(peer, 1 / CALLS_PER_SECOND)) > 0:
                         await asyncio.sleep(wait)
                     data = await context.read()
+                    if data is not grpc.aio.EOF:
+                        self._pay(peer, len(data) / BYTES_PER_SECOND)
         except TimeoutError:
             raise _invalid("Expected a request, found none or a part of it, and others wait to send theirs") from None
         return None if data is grpc.aio.EOF else data
@@ -161,12 +167,12 @@ class Gate(grpc.aio.ServerInterceptor):
         finally:
             self._arriving.pop(patience, None)
 
-    def _pay(self, peer: str) -> float:
-        """Returns for how many seconds a call of peer has to wait."""
+    def _pay(self, peer: str, seconds: float) -> float:
+        """Books seconds on a connection and returns how long its next call has to wait."""
         now = self._clock()
         if len(self._paid_at) > MAX_PEERS:
             self._paid_at = {other: at for other, at in self._paid_at.items() if at > now}
-        self._paid_at[peer] = paid_at = max(now, self._paid_at.get(peer, now)) + 1 / CALLS_PER_SECOND
+        self._paid_at[peer] = paid_at = max(now, self._paid_at.get(peer, now)) + seconds
         return paid_at - now - BURST_CALLS / CALLS_PER_SECOND
 
 
