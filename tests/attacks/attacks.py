@@ -119,6 +119,10 @@ def names_to_compare(target: Target) -> Iterable[tuple[str, Step]]:
         "states": {"robot": robot(state_names=many)},
         "cameras": {"robot": robot(cameras=cameras)},
         "renames": {"rename_map": {f"observation.images.{name[:100]}": name for name in many[:16]}},
+        "renames of nothing": {
+            "robot": robot(cameras=[pb.CameraSpec(name=name, height=1, width=1) for name in many]),
+            "rename_map": {f"observation.images.{name[::-1]}": "a" for name in many},
+        },
         "42 KB of names": {"robot": robot(action_names=["x" * i for i in range(1, 290)])},
         "a million names": {"robot": robot(action_names=[str(i) for i in range(60_000)])},
     }.items():
