@@ -9,7 +9,7 @@ from typing import Any
 
 from longarm_wire.errors import Reason, WireError
 
-# One more than processors, so that frames that take long do not keep others from one
+# There is one more than processors, up to so many: frames that take long do not keep others from all of them
 MOST_THREADS = 8
 
 type Work = Callable[[], Any]

@@ -16,7 +16,7 @@ from longarm_wire.specs import IMAGES_PREFIX, Agreement, RobotSpec
 
 logger = logging.getLogger(__name__)
 
-# Idle for so long a session may make room for another
+# Idle for so long, a session makes room for another where there is none
 SPARED_SECONDS = 30.0
 # Of an id that there is not, a message shows so much
 SHOWN_CHARACTERS = 32
@@ -83,32 +83,32 @@ class SessionTable:
         return any(session.peer == peer for session in self._sessions.values())
 
     def check_room(self) -> None:
-        """Raises WireError(TOO_MANY_SESSIONS) if no session may be opened.
-
-        Where there is no room, the session idle for longest gives way, if it was for SPARED_SECONDS: a robot that
-        runs asks more often, and one whose program died cannot close what it opened.
-        """
+        """Raises WireError(TOO_MANY_SESSIONS) if no session may be opened."""
         self.expire()
-        if len(self._sessions) < self._max_count:
-            return
-        session_id, used = min(self._last_used.items(), key=lambda item: item[1])
-        if (idle := self._clock() - used) < SPARED_SECONDS:
+        if len(self._sessions) >= self._max_count and self._spared() is None:
             raise WireError(
                 Reason.TOO_MANY_SESSIONS, f"The service has {self._max_count} sessions open (max_session_count)."
             )
-        logger.info("session %s… was idle for %g s and makes room", session_id[:6], idle)
-        self.close(session_id)
 
     def add(self, session: Session) -> None:
-        """Opens session.
+        """Opens session, in the place of one that can be spared if there is no other.
 
         Raises:
           WireError: TOO_MANY_SESSIONS.
         """
         self.check_room()
+        if len(self._sessions) >= self._max_count and (spared := self._spared()) is not None:
+            logger.info("session %s… was idle for %g s or longer and makes room", spared[:6], SPARED_SECONDS)
+            self.close(spared)
         self._sessions[session.id] = session
         self._last_used[session.id] = self._clock()
         self._metrics.sessions.set(len(self._sessions))
+
+    def _spared(self) -> str | None:
+        """Returns the session idle for longest, if it was for SPARED_SECONDS: a robot that runs asks more often, and
+        one whose program died cannot close what it opened."""
+        session_id, used = min(self._last_used.items(), key=lambda item: item[1])
+        return session_id if self._clock() - used >= SPARED_SECONDS else None
 
     def use(self, session_id: str, peer: str) -> Session:
         """Returns the session, which is used over the connection peer, and counts as a sign of life.

@@ -70,7 +70,7 @@ class Jpeg:
                 size = height, width, components
                 kept.append(data[at:end])
             elif marker == _START_OF_SCAN and size is not None:
-                if data[at + 4] != size[2]:
+                if data[at + 4 : at + 5] != bytes([size[2]]):
                     raise FrameError("hold the colours apart, in several scans")
                 kept.append(data[at : _end_of_scan(data, end)])
                 return cls(size[0], size[1], b"".join(kept))

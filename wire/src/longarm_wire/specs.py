@@ -220,7 +220,8 @@ def _name_problems(what: str, robot: Sequence[str], policy: Sequence[str]) -> It
         yield f"The {what} names are in another order. Policy: {_listed(policy)}. Robot: {_listed(robot)}."
         return
     for one, its, other, others in (("policy", policy, "robot", robot), ("robot", robot, "policy", policy)):
-        alone = sorted(set(its) - set(others), key=its.index)
+        known = set(others)
+        alone = [name for name in its if name not in known]
         for name in alone[:MOST_TOLD]:
             yield f"The {one} has the {what} {name!r}, which the {other} does not{_nearest(name, others)}."
         if len(alone) > MOST_TOLD:
