@@ -13,9 +13,11 @@ from tests.service.fakes import (
     FakeLoader,
     FakeProcessors,
     failing,
+    fake_spec,
     observation,
     open_session,
     raw_image,
+    robot,
 )
 from tests.service.test_waiting import reason_of
 
@@ -75,6 +77,28 @@ def test_frames_that_take_long_keep_no_other_robot_waiting(
     assert not call.done()
     slow.gate.set()
     assert call.result(PATIENCE_SECONDS).step_count
+
+
+def test_many_frames_that_take_long_leave_a_thread_to_others(
+    serve: Serve, loader: FakeLoader, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"camera_{number}" for number in range(12)]
+    loader.spec = fake_spec(cameras={f"observation.images.{name}": (8, 10) for name in names})
+    arm = robot(cameras=[pb.CameraSpec(name=name, height=8, width=10) for name in names])
+    service = serve(obs_queue_timeout=PATIENCE_SECONDS)
+    quick = open_session(service.stub, robot=arm)
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.policies["policy"], "open_processors", lambda: slow, raising=False)
+        late = open_session(service.stub, robot=arm)
+    call = service.stub.PredictChunk.future(observation(late))
+    wait_until(lambda: slow.begun)
+    for sequence in range(1, 4):
+        request = observation(quick, sequence=sequence)
+        assert service.stub.PredictChunk(request, timeout=PATIENCE_SECONDS).step_count
+    assert not call.done()
+    slow.gate.set()
+    assert call.result(PATIENCE_SECONDS).step_count
+    assert len(slow.begun) == len(names)
 
 
 def test_superseded_and_cancelled_frames_are_never_decoded(

@@ -9,7 +9,7 @@ from typing import Any
 
 from longarm_wire.errors import Reason, WireError
 
-# There is one more than processors, up to so many: frames that take long do not keep others from all of them
+# There is one more than processors, up to so many
 MOST_THREADS = 8
 
 type Work = Callable[[], Any]
@@ -27,14 +27,15 @@ class Decoders:
     """Decodes the frames of one request of a session at a time, so that sessions take turns at the threads.
 
     Of the requests that a session sends meanwhile only the newest is ever decoded. Frames of one request are decoded
-    side by side. All methods are for the thread of the event loop.
+    side by side on the session's share of the threads, of which one is free for whoever comes next. All methods are for
+    the thread of the event loop.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
         """Takes the seconds after which frames are no longer waited for."""
         self._timeout_seconds = timeout_seconds
-        threads = min(MOST_THREADS, (os.cpu_count() or 1) + 1)
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._thread_count = min(MOST_THREADS, (os.cpu_count() or 1) + 1)
+        self._threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="decode")
         # Of each session whose frames are being decoded: the order that comes after
         self._next: dict[str, _Order | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,16 +85,25 @@ class Decoders:
 
     async def _decode(self, order: _Order) -> None:
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._threads, work) for work in order.work.values()]
-        # All of them, also when one fails: the threads are busy until then
-        results = await asyncio.gather(*jobs, return_exceptions=True)
-        if order.done.done():
-            return
-        for result in results:
-            if isinstance(result, BaseException):
-                order.done.set_exception(result)
-                return
-        order.done.set_result(dict(zip(order.work, results, strict=True)))
+        results: dict[str, Any] = {}
+        running: dict[asyncio.Future[Any], str] = {}
+        waiting = list(order.work.items())
+        # Those that began are waited for in any case: their threads are busy until then
+        while running or (waiting and not order.done.done()):
+            share = max(1, (self._thread_count - 1) // len(self._next))
+            while waiting and len(running) < share and not order.done.done():
+                name, work = waiting.pop(0)
+                running[loop.run_in_executor(self._threads, work)] = name
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for job in done:
+                if (error := job.exception()) is None:
+                    results[running.pop(job)] = job.result()
+                    continue
+                del running[job]
+                if not order.done.done():
+                    order.done.set_exception(error)
+        if not order.done.done():
+            order.done.set_result(results)
 
     def _give_up(self, order: _Order) -> None:
         message = f"The observation was not decoded within {self._timeout_seconds:g} s (obs_queue_timeout)."
