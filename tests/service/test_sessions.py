@@ -1,6 +1,9 @@
 """Opening, closing and forgetting sessions."""
 
+import base64
+import string
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from tests.service.conftest import Serve
@@ -23,6 +26,7 @@ from tests.service.fakes import (
 )
 
 from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service import failures
 from longarm_service.server import is_allowed
 from longarm_service.sessions import composed_renames
 from longarm_wire.errors import Reason
@@ -163,10 +167,62 @@ def test_joints_in_another_order_are_refused_where_the_policy_knows_names(serve:
 
 def test_a_message_of_any_length_arrives(serve: Serve, loader: FakeLoader) -> None:
     """It travels in headers, and gRPC drops a call whose headers are too long: the robot would see no reason at all."""
-    cameras = [pb.CameraSpec(name=f"camera_{i:04}", height=1, width=1) for i in range(1500)]
+    cameras = [pb.CameraSpec(name=f"camera_{i:04}_{'x' * 110}", height=1, width=1) for i in range(16)]
     with failing(Reason.SPEC_MISMATCH, "camera_0000") as caught:
         open_session(serve().stub, robot=robot(cameras=cameras))
-    assert len(caught[0].message) <= 2000
+    assert 1900 <= len(caught[0].message) <= 2100
+
+
+@pytest.mark.parametrize("letter", ["前", "é", "%", "\n", "\0", "🤖"])
+def test_a_message_in_any_language_arrives(serve: Serve, letter: str) -> None:
+    """What counts is how many bytes it takes on the way: of a Chinese letter, thirteen."""
+    cameras = [pb.CameraSpec(name=letter * 60 + str(i), height=1, width=1) for i in range(16)]
+    with failing(Reason.SPEC_MISMATCH, "does not fit the policy") as caught:
+        open_session(serve().stub, robot=robot(cameras=cameras))
+    assert caught[0].message.endswith("…")
+    assert len(caught[0].message) >= 250
+
+
+@pytest.mark.parametrize("letter", ["a", "前", "%", "🤖", "\udcff"])
+@pytest.mark.parametrize("count", [0, 1, 270, 350, 360, 640, 2000, 2020, 100_000])
+def test_a_message_is_shortened_to_whole_characters(letter: str, count: int) -> None:
+    message = failures.shortened(letter * count)
+    data = message.encode()
+    assert len(quote(data, safe=string.punctuation.replace("%", ""))) + len(base64.b64encode(data)) < 7000
+    if message.endswith("…"):
+        assert set(message[:-1]) <= {letter, "?"}
+        assert len(message) > 200
+    else:
+        assert len(message) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"robot": robot(action_names=[f"joint {i}" for i in range(257)])}, "at most 256 action names, found 257"),
+        ({"robot": robot(state_names=[f"joint {i}" for i in range(9999)])}, "at most 256 state names, found 9999"),
+        ({"robot": robot(cameras=[pb.CameraSpec(name=str(i)) for i in range(17)])}, "at most 16 cameras, found 17"),
+        ({"robot": robot(action_names=["x" * 129])}, "action names of at most 128 characters, found 129"),
+        ({"robot": robot(cameras=[pb.CameraSpec(name="x" * 129)])}, "cameras of at most 128 characters, found 129"),
+        ({"robot": robot(robot_type="x" * 129)}, "at most 128 characters"),
+        ({"rename_map": {str(i): "" for i in range(17)}}, "at most 16 entries, found 17"),
+        ({"rename_map": {"x" * 200: ""}}, "entries of rename_map of at most 128 characters"),
+        ({"rename_map": {"": "x" * 200}}, "entries of rename_map of at most 128 characters"),
+        ({"task": "x" * 4097}, "task of at most 4096 characters"),
+        ({"name": "x" * 4097}, "pretrained_name_or_path of at most 4096 characters"),
+        ({"revision": "x" * 257}, "revision"),
+        ({"policy_type": "x" * 257}, "policy_type"),
+        ({"device": "x" * 257}, "device"),
+        ({"dtype": "x" * 257}, "dtype"),
+    ],
+)
+def test_what_a_robot_states_is_bounded(
+    serve: Serve, loader: FakeLoader, changes: dict[str, object], words: str
+) -> None:
+    """Names are compared with each other: 42 KB of them took ten seconds, in which no robot was answered."""
+    with failing(Reason.INVALID_REQUEST, words):
+        open_session(serve().stub, **changes)
+    assert loader.loads == []
 
 
 def test_a_rename_map_is_applied(serve: Serve) -> None:
@@ -255,6 +311,46 @@ def test_there_are_no_more_sessions_than_allowed(serve: Serve) -> None:
     service.stub.CloseSession(pb.CloseSessionRequest(session_id=first.session_id))
     assert open_session(service.stub).session_id
     assert service.metric("sessions") == 2
+
+
+def test_where_there_is_no_room_the_session_idle_for_longest_makes_some(serve: Serve) -> None:
+    """Callers that hang up while a session is opened for them, or die, leave it behind, and others were kept out."""
+    clock = Clock()
+    service = serve(max_session_count=3, clock=clock)
+    used = open_session(service.stub)
+    for _ in range(2):
+        left_behind = service.stub.OpenSession(opening())
+        while not next(left_behind).HasField("session"):
+            pass
+        left_behind.cancel()
+    # Those that the service saw hang up are closed at once. Whoever has heard the end is not seen
+    while service.stub.GetServiceInfo(pb.GetServiceInfoRequest()).session_count < 3:
+        open_session(service.stub)
+    clock.now += 29
+    stay = service.stub.PredictChunk(observation(used))
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub)
+    clock.now += 1
+    one, other = open_session(service.stub), open_session(service.stub)
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub)
+    for session in (used, one, other):
+        assert service.stub.PredictChunk(observation(session, sequence=stay.sequence + 1)).step_count
+
+
+def test_no_more_sessions_are_being_opened_than_there_may_be(serve: Serve, loader: FakeLoader) -> None:
+    service = serve(max_session_count=2)
+    loader.gate.clear()
+    calls = [service.stub.OpenSession(opening()) for _ in range(2)]
+    for call in calls:
+        next(call)
+    loader.wait_until_loading()
+    with failing(Reason.TOO_MANY_SESSIONS, "for 2 robots already"):
+        open_session(service.stub)
+    calls[0].cancel()
+    loader.gate.set()
+    assert [*calls[1]][-1].HasField("session")
+    assert open_session(service.stub).session_id
 
 
 def test_a_closed_session_is_unknown_and_closing_again_succeeds(serve: Serve) -> None:

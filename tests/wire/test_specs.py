@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -236,6 +237,25 @@ def test_a_misnamed_joint_names_the_nearest() -> None:
             "the nearest name is 'shoulder_pan.pos'."
         ),
     ]
+
+
+def test_of_many_misfits_as_many_are_told_as_a_person_reads() -> None:
+    names = tuple(f"joint_{i}" for i in range(250))
+    lines = problems(replace(ROBOT, action_names=names), POLICY)
+    assert len(lines) == 6 + 8 + 1
+    assert lines[-1] == "The robot has 242 more actions that the policy does not have."
+
+
+def test_the_time_to_compare_grows_with_the_names_alone() -> None:
+    """Names made for difflib, whose time grows with the cube of their length, took seconds a piece."""
+    names = tuple(f"{'ab' * 30}{i:03}{'ba' * 30}" for i in range(256))
+    wanted = tuple(f"{'ba' * 30}{i:03}{'ab' * 30}" for i in range(256))
+    cameras = tuple(CameraSpec(name[:100], 1, 1) for name in names[:16])
+    renames = {f"{FRONT}{name[:100]}": name for name in names[-16:]}
+    policy = replace(POLICY, action_names=wanted, cameras=dict.fromkeys(wanted[:16], (1, 1)))
+    begun = time.thread_time()
+    problems(replace(ROBOT, action_names=names, cameras=cameras), policy, renames)
+    assert time.thread_time() - begun < 2
 
 
 def test_a_policy_that_looks_at_no_state_gets_none() -> None:

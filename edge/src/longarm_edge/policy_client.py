@@ -196,14 +196,19 @@ class PolicyClient:
             task=choice.task,
             rtc=choice.rtc.to_proto() if choice.rtc is not None else None,
         )
+        description = None
         try:
+            # To the end: a service takes one that hangs up before for gone, and closes the session
             for response in self._stub.OpenSession(request, timeout=timeout):
                 if response.HasField("session"):
-                    return _checked_session(response.session, robot, choice.rtc)
-                on_progress(response.progress)
+                    description = response.session
+                else:
+                    on_progress(response.progress)
         except grpc.RpcError as error:
             raise _translated(error, self.name, timeout) from error
-        raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
+        if description is None:
+            raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
+        return _checked_session(description, robot, choice.rtc)
 
     def predict(
         self,

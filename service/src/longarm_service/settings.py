@@ -51,7 +51,7 @@ class ServiceSettings(ProcessSettings):
     max_loaded_policies: Annotated[int, Field(ge=1)] = 4
     """Most policies in memory. The one unused for longest makes room; one that a session uses never does."""
     max_session_count: Annotated[int, Field(ge=1)] = 32
-    """Most sessions at a time."""
+    """Most sessions at a time. Where there are as many, one that was idle for 30 s makes room for a new one."""
     session_idle_timeout: PositiveSeconds = 600.0
     """Seconds without a call after which a session is forgotten."""
 

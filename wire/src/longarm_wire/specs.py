@@ -1,8 +1,9 @@
 """What a robot has and what a policy wants, and whether the two fit."""
 
-import difflib
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,14 @@ from longarm_wire.frame_sizes import Size, difference, size_to_send
 from longarm_wire.images import MAX_PIXELS
 
 IMAGES_PREFIX = "observation.images."
+# More than any robot has. What a stranger sends is compared name by name
+MAX_NAMES = 256
+MAX_CAMERAS = 16
+MAX_NAME_CHARACTERS = 128
+# Of so many misfits of one kind a message tells: more would not arrive
+MOST_TOLD = 8
+# From this likeness on a name may be meant for another
+_ALIKE = 0.5
 # LeRobot's name of a camera that a policy was made with and that no robot has; the policy fills it in itself
 _EMPTY_CAMERA = f"{IMAGES_PREFIX}empty_camera"
 
@@ -63,15 +72,24 @@ class RobotSpec:
         """Returns the spec that message holds.
 
         Raises:
-          WireError: INVALID_REQUEST; a list has duplicates, there are no actions, or a size or fps is out of
-            bounds.
+          WireError: INVALID_REQUEST; a list has duplicates or is too long, there are no actions, or a size or fps is
+            out of bounds.
         """
+        for what, count, most in (
+            ("action names", len(message.action_names), MAX_NAMES),
+            ("state names", len(message.state_names), MAX_NAMES),
+            ("cameras", len(message.cameras), MAX_CAMERAS),
+        ):
+            if count > most:
+                raise WireError(Reason.INVALID_REQUEST, f"Expected at most {most} {what}, found {count}")
         cameras = tuple(CameraSpec(c.name, c.height, c.width) for c in message.cameras)
         for what, names in (
             ("action names", message.action_names),
             ("state names", message.state_names),
             ("cameras", [c.name for c in cameras]),
+            ("robot types", [message.robot_type or "none"]),
         ):
+            check_names(what, names)
             if len(set(names)) != len(names) or "" in names:
                 raise WireError(Reason.INVALID_REQUEST, f"Expected distinct, non-empty {what}, found {list(names)}")
         if not message.action_names:
@@ -141,6 +159,16 @@ class Agreement:
     notes: tuple[str, ...] = ()
 
 
+def check_names(what: str, names: Iterable[str]) -> None:
+    """Raises WireError(INVALID_REQUEST) if one of names is too long, saying what they name."""
+    for name in names:
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise WireError(
+                Reason.INVALID_REQUEST,
+                f"Expected {what} of at most {MAX_NAME_CHARACTERS} characters, found {len(name)} in {name[:16]!r}…",
+            )
+
+
 def agree(
     robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str], masked_cameras: Sequence[str] = ()
 ) -> Agreement:
@@ -161,7 +189,7 @@ def agree(
     robot_keys = {IMAGES_PREFIX + camera.name: camera for camera in robot.cameras}
     problems += [
         f"rename_map renames {key!r}, which the robot does not have. It has {_listed(robot_keys)}"
-        f"{_nearest(key, robot_keys)}."
+        f"{_nearest(key, list(robot_keys))}."
         for key in rename_map
         if key not in robot_keys
     ]
@@ -214,12 +242,13 @@ def _name_problems(what: str, robot: Sequence[str], policy: Sequence[str]) -> It
     if sorted(robot) == sorted(policy):
         yield f"The {what} names are in another order. Policy: {_listed(policy)}. Robot: {_listed(robot)}."
         return
-    for name in policy:
-        if name not in robot:
-            yield f"The policy has the {what} {name!r}, which the robot does not{_nearest(name, robot)}."
-    for name in robot:
-        if name not in policy:
-            yield f"The robot has the {what} {name!r}, which the policy does not{_nearest(name, policy)}."
+    for one, its, other, others in (("policy", policy, "robot", robot), ("robot", robot, "policy", policy)):
+        known = set(others)
+        alone = [name for name in its if name not in known]
+        for name in alone[:MOST_TOLD]:
+            yield f"The {one} has the {what} {name!r}, which the {other} does not{_nearest(name, others)}."
+        if len(alone) > MOST_TOLD:
+            yield f"The {one} has {len(alone) - MOST_TOLD} more {what}s that the {other} does not have."
 
 
 def _masking_problems(policy: PolicySpec, wanted: Mapping[str, object], masked: Sequence[str]) -> Iterable[str]:
@@ -264,7 +293,7 @@ def _camera_problems(
                 + ("." if masked is None or not robot_keys else _or_masked([*masked, *lacking]))
             )
             continue
-        partner = (difflib.get_close_matches(key, spare, n=1, cutoff=0) or spare)[0]
+        partner = max(spare, key=lambda name: _likeness(key, name))
         spare.remove(partner)
         mended[partner] = key
         yield (
@@ -287,6 +316,15 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(candidates), n=1)
-    return f"; the nearest name is {found[0]!r}" if found else ""
+def _nearest(name: str, candidates: Sequence[str]) -> str:
+    found = max(candidates, key=lambda candidate: _likeness(name, candidate), default="")
+    return f"; the nearest name is {found!r}" if _likeness(name, found) >= _ALIKE else ""
+
+
+def _likeness(one: str, other: str) -> float:
+    """Returns how much two names have in common, 0 to 1: the share of their pairs of letters (Dice's coefficient).
+
+    The time is in proportion to their length. That of difflib grows with the cube, and the names are a stranger's.
+    """
+    pairs, others = (Counter(itertools.pairwise(f" {name} ")) for name in (one, other))
+    return 2 * (pairs & others).total() / (pairs.total() + others.total())
