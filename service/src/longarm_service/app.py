@@ -18,7 +18,7 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
 from longarm_service.line import Clock
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import PolicyChoice, PolicyLoader
+from longarm_service.policy import PolicyLoader, choice_named, resolved
 from longarm_service.prediction import Job, Prediction, predict
 from longarm_service.server import PolicyServicer
 from longarm_service.sessions import SessionTable
@@ -140,7 +140,7 @@ class Service:
             facts = {f"{library}_version": version for library, version in loader.library_versions.items()}
             self.metrics.describe({**facts, "device": loader.device}, loader.device_memory)
             for name in self._settings.preload:
-                lease = await self._shelf.borrow(PolicyChoice(name), lambda _: None)
+                lease = await self._shelf.borrow(resolved(choice_named(name)), lambda _: None, keep=True)
                 lease.release()
         except WireError as error:
             final = error.reason is not Reason.HUB_UNREACHABLE

@@ -1,21 +1,26 @@
 """Loads LeRobot checkpoints: checks that the service can run them rightly, builds them, warms them up."""
 
+import copy
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.processor import ProcessorStepRegistry
 from lerobot.utils.constants import OBS_STATE
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
-from longarm_service.checkpoint import Checkpoint
+from longarm_service import inspection, lerobot_trust
+from longarm_service.checkpoint import POSTPROCESSOR, PREPROCESSOR, Checkpoint
+from longarm_service.lerobot_base_models import without_base_weights
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
 from longarm_service.lerobot_weights import load_whole
 from longarm_service.policy import (
@@ -27,6 +32,7 @@ from longarm_service.policy import (
     PolicyChoice,
     PolicyLoader,
     Report,
+    is_directory,
 )
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
@@ -51,7 +57,14 @@ UNSUPPORTED = {
 class LerobotLoader(PolicyLoader):
     """Loads any LeRobot policy with predict_action_chunk, plugins included."""
 
-    def __init__(self, device: str = "auto", dtype: str = "", compiled: bool = False, torch_threads: int = 0) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        dtype: str = "",
+        compiled: bool = False,
+        torch_threads: int = 0,
+        trusted: Collection[str] = (),
+    ) -> None:
         """Finds the default device and registers LeRobot's third-party policies.
 
         Args:
@@ -59,6 +72,7 @@ class LerobotLoader(PolicyLoader):
           dtype: Default type to cast weights to; empty for none.
           compiled: Whether to compile policies.
           torch_threads: Threads on the CPU; 0 for torch's choice.
+          trusted: Policies that may run code which they name; see the setting trusted_policies.
 
         Raises:
           WireError: INVALID_REQUEST; the device is not there.
@@ -66,18 +80,28 @@ class LerobotLoader(PolicyLoader):
         if torch_threads:
             torch.set_num_threads(torch_threads)
         register_third_party_plugins()
+        lerobot_trust.refuse_remote_code()
         self.device = _best_device() if device == "auto" else _checked_device(device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else ""
         self.library_versions = {name: version(name) for name in ("lerobot", "torch")}
         self.dtype = dtype
         self._compiled = compiled
+        self._trusted = frozenset(str(Path(name).resolve()) if is_directory(name) else name for name in trusted)
 
     def load(self, choice: PolicyChoice, report: Report) -> LerobotPolicy:
         """See PolicyLoader.load."""
         device = _checked_device(choice.device or self.device)
         dtype = _checked_dtype(choice.dtype or self.dtype)
-        found = checkpoints.find(choice.pretrained_name_or_path, choice.revision, report)
-        _check_supported(found)
+
+        def judge(found: Checkpoint) -> None:
+            _check_supported(found)
+            _check_harmless(found, found.exact_name in self._trusted)
+
+        found = checkpoints.find(choice.pretrained_name_or_path, choice.revision, report, judge)
+        with lerobot_trust.remote_code(found.exact_name in self._trusted):
+            return self._loaded(found, device, dtype, report)
+
+    def _loaded(self, found: Checkpoint, device: str, dtype: torch.dtype | None, report: Report) -> LerobotPolicy:
         report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message=f"Loading {found.policy_type} onto {device}"))
         config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.directory))
         config.device = device
@@ -87,10 +111,15 @@ class LerobotLoader(PolicyLoader):
         model = _attempt(found, "its weights", lambda: self._build(found, config, dtype))
         renames = _saved_renames(found)
 
-        def make_processors() -> LerobotProcessors:
-            return _make_processors(found, config, model.device, renames)
+        fed_keys = {new: old for old, new in renames.items()}
+        pipelines = _attempt(found, "its processors", lambda: _make_pipelines(found, config, model.device))
 
-        processors = _attempt(found, "its processors", make_processors)
+        def make_processors() -> LerobotProcessors:
+            # Copied and not read again: a tokenizer's files, and the hub behind them, may be gone by then
+            return LerobotProcessors(*_copied(pipelines), model.device, fed_keys)
+
+        warmed_up = _attempt(found, "its processors", lambda: _copied(pipelines))
+        processors = LerobotProcessors(*warmed_up, model.device, fed_keys)
         zeros = Observation(
             state=np.zeros(state_dim, np.float32),
             images={k: processors.prepare_frame(k, np.zeros((*size, 3), np.uint8)) for k, size in cameras.items()},
@@ -99,6 +128,7 @@ class LerobotLoader(PolicyLoader):
         )
         actions = self._warm_up(found, model, processors, zeros, report)
         model_action_dim = _guided_action_dim(found, model, processors, zeros)
+        _keep_tokenizers(pipelines, warmed_up)
         names = getattr(config, "action_feature_names", None)
         return LerobotPolicy(
             spec=PolicySpec(
@@ -146,7 +176,8 @@ class LerobotLoader(PolicyLoader):
         ]
 
     def _build(self, found: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype | None) -> Model:
-        policy = load_whole(get_policy_class(found.policy_type), found.directory, config)
+        with without_base_weights(config):
+            policy = load_whole(get_policy_class(found.policy_type), found.directory, config)
         # Real-time chunking takes gradients with respect to actions; weights would only cost memory
         policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
@@ -230,23 +261,54 @@ def _inputs(found: Checkpoint, config: PreTrainedConfig) -> tuple[dict[str, tupl
 
 
 def _saved_renames(found: Checkpoint) -> dict[str, str]:
-    for step in found.preprocessor.get("steps", []):
+    for step in found.preprocessor["steps"]:
         if step.get("registry_name") == RENAME_STEP:
             return dict(step.get("config", {}).get("rename_map") or {})
     return {}
 
 
-def _make_processors(
-    found: Checkpoint, config: PreTrainedConfig, device: torch.device, renames: Mapping[str, str]
-) -> LerobotProcessors:
-    steps = [step.get("registry_name") for step in found.preprocessor.get("steps", [])]
-    preprocessor, postprocessor = make_pre_post_processors(
+def _check_harmless(found: Checkpoint, trusted: bool) -> None:
+    """Raises what inspection does, before LeRobot reads any of the checkpoint's files."""
+    inspection.check_configuration(found.config, found.name)
+    registered = ProcessorStepRegistry.list()
+    for file, content in ((PREPROCESSOR, found.preprocessor), (POSTPROCESSOR, found.postprocessor)):
+        inspection.check_processor(content, file, found.name, registered, trusted)
+
+
+def _make_pipelines(found: Checkpoint, config: PreTrainedConfig, device: torch.device) -> tuple[Any, Any]:
+    """Returns the checkpoint's preprocessor and postprocessor, the one wired to the other."""
+    steps = [step.get("registry_name") for step in found.preprocessor["steps"]]
+    pair: tuple[Any, Any] = make_pre_post_processors(
         config,
         pretrained_path=str(found.directory),
         # The rename step stays as it was saved: observations are fed under the names that it expects
         preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
     )
-    return LerobotProcessors(preprocessor, postprocessor, device, {new: old for old, new in renames.items()})
+    return pair
+
+
+def _copied(pipelines: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Returns pipelines with a memory of their own and the wires between them.
+
+    Tokenizers are shared: they take long to copy, remember nothing, and are used on the policy's thread alone.
+    """
+    shared = {id(value): value for step in _steps(pipelines) for value in vars(step).values() if _is_tokenizer(value)}
+    return copy.deepcopy(pipelines, shared)
+
+
+def _keep_tokenizers(pipelines: tuple[Any, Any], used: tuple[Any, Any]) -> None:
+    """Gives pipelines what used, a copy of them, has loaded by now: some steps load a tokenizer when it is needed."""
+    for step, other in zip(_steps(pipelines), _steps(used), strict=True):
+        vars(step).update({name: value for name, value in vars(other).items() if _is_tokenizer(value)})
+
+
+def _steps(pipelines: tuple[Any, Any]) -> list[Any]:
+    return [step for pipeline in pipelines for step in pipeline.steps]
+
+
+def _is_tokenizer(value: object) -> bool:
+    """Returns whether value is a tokenizer, image processor or the like of transformers, which may not be installed."""
+    return any(kind.__name__ == "PushToHubMixin" for kind in type(value).__mro__)
 
 
 def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
@@ -256,6 +318,12 @@ def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
     except WireError:
         raise
     except Exception as error:  # LeRobot, torch and plugins raise what they like
+        if refusal := lerobot_trust.cause(error):
+            raise WireError(
+                Reason.POLICY_NOT_ALLOWED,
+                f"The {found.policy_type} checkpoint {found.name!r} wants to run code that it names ({refusal}). Who "
+                f"runs the service may allow it with trusted_policies={found.exact_name}",
+            ) from error
         logger.exception("Loading %s failed at %s", found.name, what)
         first_line = (str(error).strip().splitlines() or [""])[0][:500]
         raise WireError(
