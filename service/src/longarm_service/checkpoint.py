@@ -16,7 +16,7 @@ from longarm_wire.errors import Reason, WireError
 CONFIG = "config.json"
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
-HUB_NAME = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
+HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 # Enough of each end of a weights file that two trainings cannot agree in it by chance
 SAMPLE_BYTES = 1 << 20
 

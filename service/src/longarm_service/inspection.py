@@ -67,7 +67,7 @@ def check_configuration(config: dict[str, Any], name: str) -> None:
             # Some policies save features that are looked up later, with no shape
             if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
                 raise _broken(
-                    name, file, f"expected {which} {key!r} to have a shape of whole numbers, found {feature!r:.80}"
+                    name, file, f"expected {which} {key!r:.80} to have a shape of whole numbers, found {feature!r:.80}"
                 )
             values += math.prod(shape)
     if values > MAX_INPUT_VALUES:

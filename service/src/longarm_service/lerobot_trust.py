@@ -52,10 +52,15 @@ def refuse_remote_code() -> None:
 
 def cause(error: BaseException) -> RemoteCodeError | None:
     """Returns the refusal behind error, whatever LeRobot made of it."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, RemoteCodeError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    chain: list[BaseException] = []
+    behind: BaseException | None = error
+    # An error may be its own cause
+    while behind is not None and behind not in chain:
+        if isinstance(behind, RemoteCodeError):
+            return behind
+        chain.append(behind)
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 def _guarded(gate: Callable[..., Any]) -> Callable[..., Any]:
