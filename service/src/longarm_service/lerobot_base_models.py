@@ -46,8 +46,9 @@ def _built(cls: Any, /, name: str, *_: Any, config: Any = None, **settings: Any)
     """Returns what transformers' from_pretrained would, in its type and form, with weights that mean nothing."""
     if config is None:
         config = cls.config_class.from_pretrained(name, **_where(settings))
-    dtype = settings.get("dtype") or settings.get("torch_dtype") or torch.get_default_dtype()
+    dtype = settings.get("dtype") or settings.get("torch_dtype") or "auto"
     if dtype == "auto":
+        # Transformers would look at the weights where the configuration does not say
         dtype = config.dtype or torch.get_default_dtype()
     form = {key: settings[key] for key in ("attn_implementation",) if settings.get(key)}
     return cls._from_config(config, dtype=dtype, **form).eval()
