@@ -13,6 +13,7 @@ import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import PreTrainedPolicy, make_pre_post_processors
+from lerobot.policies.evo1.configuration_evo1 import Evo1Config
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.policies.utils import prepare_observation_for_inference
@@ -29,8 +30,20 @@ from tests.service.checkpoints import (
 )
 from tests.service.test_lerobot import load, some_observation
 from tokenizers import Tokenizer, models
-from transformers import AutoConfig, AutoModelForImageTextToText, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    CLIPConfig,
+    CLIPModel,
+    InternVLConfig,
+    PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    VJEPA2Config,
+)
 
+from longarm_service.lerobot_base_models import without_base_weights
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy
 from longarm_service.policy import Observation
@@ -170,6 +183,65 @@ def test_the_encoders_of_multi_task_dit_are_not_fetched(
         torch.testing.assert_close(loaded.model._policy.state_dict()[name], tensor, rtol=0, atol=0)
     assert np.isfinite(answered(loaded, seen)).all()
     assert connections == []
+
+
+PART = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = {**PART, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "settings"),
+    [
+        # As evo1, then vla_jepa asks for them
+        (
+            InternVLConfig(
+                vision_config={**PART, "image_size": [32, 32], "patch_size": [16, 16]},
+                text_config={**TEXT, "model_type": "qwen2"},
+            ),
+            AutoModel,
+            {"torch_dtype": torch.bfloat16, "attn_implementation": "eager", "low_cpu_mem_usage": True},
+        ),
+        (
+            Qwen3VLConfig(
+                text_config={**TEXT, "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+                vision_config={"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2}
+                | {"out_hidden_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+            ),
+            Qwen3VLForConditionalGeneration,
+            {"torch_dtype": torch.float16},
+        ),
+        (
+            VJEPA2Config(**PART, crop_size=32, frames_per_clip=2, pred_hidden_size=16, pred_num_attention_heads=2),
+            AutoModel,
+            {"torch_dtype": torch.bfloat16},
+        ),
+    ],
+    ids=["internvl", "qwen3_vl", "vjepa2"],
+)
+@pytest.mark.parametrize("stated", [True, False], ids=["type stated", "type of the configuration"])
+def test_a_base_without_its_weights_is_the_same_otherwise(
+    tmp_path: Path, config: Any, kind: Any, settings: dict[str, Any], stated: bool
+) -> None:
+    """What is not in a checkpoint, such as tables of positions, must be what LeRobot has."""
+    made = kind.from_config(config) if kind is AutoModel else kind(config)
+    made.to(torch.float16).save_pretrained(tmp_path)
+    settings = settings if stated else {}
+    stock = kind.from_pretrained(tmp_path, **settings)
+    (tmp_path / "model.safetensors").unlink()
+    with without_base_weights(Evo1Config()):
+        ours = kind.from_pretrained(tmp_path, **settings)
+    assert type(ours) is type(stock)
+    assert not ours.training
+    assert ours.config._attn_implementation == stock.config._attn_implementation
+    for mine, theirs in (
+        (ours.state_dict(), stock.state_dict()),
+        (dict(ours.named_buffers()), dict(stock.named_buffers())),
+    ):
+        assert {name: (t.shape, t.dtype) for name, t in mine.items()} == {
+            name: (t.shape, t.dtype) for name, t in theirs.items()
+        }
+    for name, buffer in stock.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=0, atol=0)
 
 
 def test_a_loaded_policy_asks_nobody(

@@ -13,7 +13,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -144,7 +143,7 @@ def _failure(where: str, error: Exception) -> WireError:
             return WireError(
                 Reason.POLICY_NOT_FOUND, f"There is neither a directory nor a public model on the hub named {where}."
             )
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | httpx.TransportError():
+        case _ if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled) or _comes_from_the_line(error):
             offline = constants.HF_HUB_OFFLINE
             return WireError(
                 Reason.POLICY_NOT_FOUND if offline else Reason.HUB_UNREACHABLE,
@@ -152,6 +151,11 @@ def _failure(where: str, error: Exception) -> WireError:
                 + ("is not asked (HF_HUB_OFFLINE is set)." if offline else "does not answer."),
             )
     return WireError(Reason.POLICY_LOAD_FAILED, f"Fetching {where} from the hub failed: {error}")
+
+
+def _comes_from_the_line(error: Exception) -> bool:
+    """Returns whether the hub's own library for connections raised error."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpcore")
 
 
 _ended = threading.Event()

@@ -5,6 +5,7 @@ writes the checkpoint's own over all of them. A rented GPU often has no route th
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,17 +30,17 @@ def without_base_weights(config: PreTrainedConfig) -> Iterator[None]:
         return
     if hasattr(config, "pretrained_backbone_weights"):
         config.pretrained_backbone_weights = None
-    try:
-        from transformers import PreTrainedModel
-    except ImportError:  # not every policy needs transformers
+    # Not every policy needs transformers; LeRobot has imported it where it is installed
+    models = sys.modules.get("transformers.modeling_utils")
+    if models is None:
         yield
         return
-    stock = PreTrainedModel.__dict__["from_pretrained"]
-    PreTrainedModel.from_pretrained = classmethod(_built)
+    stock = models.PreTrainedModel.__dict__["from_pretrained"]
+    models.PreTrainedModel.from_pretrained = classmethod(_built)
     try:
         yield
     finally:
-        PreTrainedModel.from_pretrained = stock
+        models.PreTrainedModel.from_pretrained = stock
 
 
 def _built(cls: Any, /, name: str, *_: Any, config: Any = None, **settings: Any) -> Any:
