@@ -8,7 +8,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -55,6 +58,13 @@ def running_hub() -> Iterator[Hub]:
         hub.ended.set()
         server.shutdown()
         thread.join()
+
+
+def go_online(monkeypatch: pytest.MonkeyPatch, cache: Path, address: str) -> None:
+    """Has processes of this test ask the hub at address, with this cache."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,14 +2,16 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.service.conftest import Serve
-from tests.service.fake_hub import COMMIT, Hub, running_hub
-from tests.service.fakes import PATIENCE_SECONDS, FakeLoader, failing, opening
+from tests.service.fake_hub import COMMIT, Hub, go_online
+from tests.service.fakes import PATIENCE_SECONDS, FakeLoader, failing, open_session, opening
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint, shelf
@@ -34,19 +36,9 @@ ACT = {
 TELLING = {"config.json", "policy_preprocessor.json", "policy_postprocessor.json"}
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub with one good model, which processes of this test ask, with a cache of their own."""
-    with running_hub() as hub:
-        hub.models["lab/act"] = dict(ACT)
-        go_online(monkeypatch, tmp_path, hub.address)
-        yield hub
-
-
-def go_online(monkeypatch: pytest.MonkeyPatch, cache: Path, address: str) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+@pytest.fixture(autouse=True)
+def act(hub: Hub) -> None:
+    hub.models["lab/act"] = dict(ACT)
 
 
 def find(name: str, revision: str = "", report: Report = lambda _: None) -> Checkpoint:
@@ -86,11 +78,9 @@ def test_what_is_there_is_not_fetched_again(hub: Hub) -> None:
     assert hub.asked == []
 
 
-def test_a_hub_that_is_gone_is_not_missed_once_all_is_there(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_that_is_gone_is_not_missed_once_all_is_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     find("lab/act")
-    go_online(monkeypatch, tmp_path, closed_address())
+    monkeypatch.setenv("HF_ENDPOINT", closed_address())
     assert find("lab/act").revision == COMMIT
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert find("lab/act").revision == COMMIT
@@ -169,7 +159,8 @@ def test_a_hub_that_does_not_answer_may_do_so_later(monkeypatch: pytest.MonkeyPa
     refused("nobody/nothing", Reason.HUB_UNREACHABLE, "does not answer")
 
 
-def test_a_name_that_is_not_in_the_cache_offline_is_not_found() -> None:
+def test_a_name_that_is_not_in_the_cache_offline_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused("nobody/nothing", Reason.POLICY_NOT_FOUND, "HF_HUB_OFFLINE", "'v1'", revision="v1")
 
 
@@ -192,9 +183,9 @@ def test_tells_the_share_of_bytes_and_ends_where_nobody_waits(hub: Hub) -> None:
 class FetchingLoader(FakeLoader):
     """Fetches its policies from the hub."""
 
-    def load(self, choice: PolicyChoice, report: Report):
-        checkpoint.find(choice.pretrained_name_or_path, choice.revision, report)
-        return super().load(choice, report)
+    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:
+        found = checkpoint.find(choice.pretrained_name_or_path, choice.revision, report)
+        return replace(choice, revision=found.revision)
 
 
 def test_a_fetch_ends_soon_after_the_last_robot_hung_up(
@@ -215,10 +206,31 @@ def test_a_fetch_ends_soon_after_the_last_robot_hung_up(
     assert hub.broken_off.wait(PATIENCE_SECONDS)
     for thread in waiting:
         thread.join()
-    # The loading thread is free, and the next robot begins anew
+    # The next robot begins anew
     hub.silent.clear()
-    *_, last = stub.OpenSession(opening("lab/act"), timeout=PATIENCE_SECONDS)
-    assert last.HasField("session")
+    assert open_session(stub, "lab/act").session_id
+    assert [choice.revision for choice in loader.loads] == [COMMIT]
+
+
+def test_what_is_here_is_loaded_while_another_is_fetched(hub: Hub, serve: Serve, tmp_path: Path) -> None:
+    stub = serve(FetchingLoader).stub
+    hub.silent.add("model.safetensors")
+    call = stub.OpenSession(opening("lab/act"))
+    assert hub.begun.wait(PATIENCE_SECONDS)
+    assert open_session(stub, str(tmp_path)).session_id
+    assert not hub.broken_off.is_set()
+    call.cancel()
+
+
+def test_a_fetch_ends_with_the_service(hub: Hub) -> None:
+    """However it ended."""
+    hub.silent.add("model.safetensors")
+    program = "from longarm_service import hub; hub.fetch('lab/act', 'main', lambda _: None)"
+    service = subprocess.Popen([sys.executable, "-c", program])
+    assert hub.begun.wait(PATIENCE_SECONDS)
+    service.kill()
+    service.wait()
+    assert hub.broken_off.wait(PATIENCE_SECONDS)
 
 
 def drain(call: object) -> None:

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.service.test_lerobot import answer, copied, edited, load, some_observation
+from tests.service.conftest import Serve
+from tests.service.fake_hub import COMMIT, Hub
+from tests.service.fakes import failing, observation, open_session
+from tests.service.test_lerobot import answer, copied, edited, load, robot_of, some_observation
 
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_wire.errors import Reason, WireError
@@ -60,6 +63,26 @@ def test_a_processor_that_names_code_runs_nothing(
     directory = with_step({"class": "subprocess.Popen", "config": {"args": ["touch", str(marker)]}}, file)
     refused(lerobot, directory, "subprocess.Popen", file, "trusted_policies", reason=Reason.POLICY_NOT_ALLOWED)
     assert not marker.exists()
+
+
+def test_weights_of_a_model_that_names_code_are_not_even_fetched(
+    serve: Serve, hub: Hub, act_checkpoint: Path, with_step: Callable[..., Path], marker: Path
+) -> None:
+    """Over the wire and from a hub, beside one that names none."""
+    evil = with_step({"class": "subprocess.Popen", "config": {"args": ["touch", str(marker)]}})
+    for name, directory in (("lab/act", act_checkpoint), ("lab/evil", evil)):
+        hub.models[name] = {path.name: path.read_bytes() for path in directory.iterdir()}
+    stub = serve(lambda: LerobotLoader("cpu"), obs_queue_timeout=30.0).stub
+    with failing(Reason.POLICY_NOT_ALLOWED, "'lab/evil'", "subprocess.Popen"):
+        open_session(stub, "lab/evil", robot=robot_of())
+    assert "model.safetensors" not in hub.asked
+    assert not marker.exists()
+    session = open_session(stub, "lab/act", robot=robot_of())
+    assert session.fingerprint.revision == COMMIT
+    assert stub.PredictChunk(observation(session, np.zeros(6))).step_count
+    hub.calls.clear()
+    assert open_session(stub, "lab/act", robot=robot_of()).fingerprint == session.fingerprint
+    assert hub.calls == []
 
 
 def test_code_that_the_operator_trusts_runs(with_step: Callable[..., Path]) -> None:

@@ -35,8 +35,10 @@ def fetch(name: str, commit: str, report: Report) -> Path:
 
 def _ask(request: dict[str, str], report: Report) -> Path:
     command = [sys.executable, "-P", "-m", "longarm_service.hub_process"]
-    # The command is ours, whatever the request says
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    # The command is ours, whatever the request says. Ctrl-C in a terminal is for the service to act on
+    with subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdin is not None  # noqa: S101 - piped
         assert process.stdout is not None  # noqa: S101 - piped
         try:

@@ -101,7 +101,9 @@ def fetch(name: str, commit: str) -> Any:
         return snapshot_download(name, local_files_only=True, **wanted)
     except LocalEntryNotFoundError:
         pass
-    missing = [file for file in snapshot_download(name, dry_run=True, **wanted) if file.will_download]
+    missing = [
+        file for file in snapshot_download(name, dry_run=True, tqdm_class=come.bar(), **wanted) if file.will_download
+    ]
     _check_room(sum(file.file_size or 0 for file in missing))
     return snapshot_download(name, tqdm_class=come.bar(), **wanted)
 

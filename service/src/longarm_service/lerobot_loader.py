@@ -4,6 +4,7 @@ import copy
 import gc
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,31 @@ class LerobotLoader(PolicyLoader):
         self.library_versions = {name: version(name) for name in ("lerobot", "torch")}
         self.dtype = dtype
         self._compiled = compiled
+        # By name and commit, which stay what they are
+        self._fetched: dict[PolicyChoice, Checkpoint] = {}
         self._trusted = frozenset(str(Path(name).resolve()) if is_directory(name) else name for name in trusted)
+
+    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:
+        """See PolicyLoader.fetch. What the service would not load is not fetched."""
+        found = self._find(choice, report)
+        exact = replace(choice, revision=found.revision)
+        self._fetched[exact] = found
+        return exact
 
     def load(self, choice: PolicyChoice, report: Report) -> LerobotPolicy:
         """See PolicyLoader.load."""
         device = _checked_device(choice.device or self.device)
         dtype = _checked_dtype(choice.dtype or self.dtype)
+        found = self._fetched.pop(choice, None) or self._find(choice, report)
+        with lerobot_trust.remote_code(found.exact_name in self._trusted):
+            return self._loaded(found, device, dtype, report)
 
+    def _find(self, choice: PolicyChoice, report: Report) -> Checkpoint:
         def judge(found: Checkpoint) -> None:
             _check_supported(found)
             _check_harmless(found, found.exact_name in self._trusted)
 
-        found = checkpoints.find(choice.pretrained_name_or_path, choice.revision, report, judge)
-        with lerobot_trust.remote_code(found.exact_name in self._trusted):
-            return self._loaded(found, device, dtype, report)
+        return checkpoints.find(choice.pretrained_name_or_path, choice.revision, report, judge)
 
     def _loaded(self, found: Checkpoint, device: str, dtype: torch.dtype | None, report: Report) -> LerobotPolicy:
         report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message=f"Loading {found.policy_type} onto {device}"))

@@ -1,7 +1,8 @@
 """The boundary between the service and what runs policies. Nothing here knows LeRobot or torch.
 
-Threads. load is called on one thread, open_processors on any, and everything that belongs to a prediction (preprocess,
-predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come between.
+Threads. fetch is called on one thread, load on another, open_processors on any, and everything that belongs to a
+prediction (preprocess, predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come
+between.
 """
 
 from abc import ABC, abstractmethod
@@ -16,8 +17,8 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
-# Takes news of a load; called on the loading thread. Raises LoadAbandonedError, to be let through, while a policy is
-# fetched that nobody waits for any more
+# Takes news of a load; called on the thread of fetch or load. Raises LoadAbandonedError, to be let through, while a
+# policy is fetched that nobody waits for any more
 Report = Callable[[pb.Progress], None]
 # What the hub calls the revision that it gives unless asked for another
 MAIN = "main"
@@ -230,6 +231,16 @@ class PolicyLoader(ABC):
     dtype: str
     device_name: str
     library_versions: Mapping[str, str]
+
+    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:  # noqa: ARG002 - for those who do
+        """Brings a policy that is not on this machine, and returns the choice of exactly what has come.
+
+        On a thread of its own: a fetch may take hours, and another robot's policy may be here already.
+
+        Raises:
+          WireError: As load.
+        """
+        return choice
 
     @abstractmethod
     def load(self, choice: PolicyChoice, report: Report) -> LoadedPolicy:

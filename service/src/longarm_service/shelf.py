@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import LoadAbandonedError, LoadedPolicy, PolicyChoice, PolicyLoader, Report
+from longarm_service.policy import LoadAbandonedError, LoadedPolicy, PolicyChoice, PolicyLoader, Report, is_directory
 from longarm_service.threads import SoloThread
 from longarm_wire.errors import Reason, WireError
 
@@ -77,7 +77,8 @@ class PolicyShelf:
     """Loads each policy once, shares it, and drops the one unused for longest when there are too many.
 
     Loads run one after another on a thread of their own, beside predictions: a robot that runs is slowed a little by
-    another's load, and never stopped. All methods are for the thread of the event loop.
+    another's load, and never stopped. What has to be fetched first is fetched on another. All methods are for the
+    thread of the event loop.
     """
 
     def __init__(self, make_loader: Callable[[], PolicyLoader], max_count: int, metrics: ServiceMetrics) -> None:
@@ -86,6 +87,7 @@ class PolicyShelf:
         self._max_count = max_count
         self._metrics = metrics
         self._thread = SoloThread("loader")
+        self._fetcher = SoloThread("fetcher")
         # In order of last use, oldest first
         self._entries: dict[PolicyChoice, _Entry] = {}
         self._kept: set[PolicyChoice] = set()
@@ -105,7 +107,7 @@ class PolicyShelf:
     @property
     def busy(self) -> bool:
         """Whether something loads."""
-        return self._thread.busy
+        return self._thread.busy or self._fetcher.busy
 
     def start(self) -> "asyncio.Task[PolicyLoader]":
         """Begins to make the loader and returns the task that ends with it. Call once, first."""
@@ -177,19 +179,26 @@ class PolicyShelf:
                 logger.info("nobody waits for %s any more: it is not loaded", choice.pretrained_name_or_path)
                 raise LoadAbandonedError(choice.pretrained_name_or_path)
 
+        def fetch() -> PolicyChoice:
+            give_up_if_abandoned()
+            return loader.fetch(choice, report)
+
         def load() -> LoadedPolicy:
             give_up_if_abandoned()
             logger.info("loading %s on %s", choice.pretrained_name_or_path, choice.device)
             begun = time.monotonic()
             try:
                 loader.release_memory()
-                policy = loader.load(choice, report)
+                policy = loader.load(exact, report)
             finally:
                 self._metrics.policy_load.observe(time.monotonic() - begun)
             logger.info("loaded %s in %.1f s", choice.pretrained_name_or_path, time.monotonic() - begun)
             return policy
 
+        exact = choice
         try:
+            if not is_directory(choice.pretrained_name_or_path):
+                exact = await self._fetcher.run(fetch)
             policy = await self._thread.run(load)
         except BaseException:
             if self._entries.get(choice) is entry:
