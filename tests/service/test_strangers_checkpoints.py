@@ -18,6 +18,7 @@ from tests.service.fake_hub import COMMIT, Hub
 from tests.service.fakes import failing, observation, open_session
 from tests.service.test_lerobot import answer, copied, edited, load, robot_of, some_observation
 
+from longarm_service import lerobot_loader
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_wire.errors import Reason, WireError
 
@@ -83,6 +84,26 @@ def test_weights_of_a_model_that_names_code_are_not_even_fetched(
     hub.calls.clear()
     assert open_session(stub, "lab/act", robot=robot_of()).fingerprint == session.fingerprint
     assert hub.calls == []
+
+
+def test_what_was_judged_is_what_is_read(
+    lerobot: LerobotLoader, act_checkpoint: Path, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user of the machine may have the service load a folder of theirs, and write into it meanwhile."""
+    directory = Path(shutil.copytree(act_checkpoint, tmp_path / "theirs"))
+    evil = {"steps": [{"class": "subprocess.Popen", "config": {"args": ["touch", str(marker)]}}]}
+
+    def check(*arguments: Any) -> None:
+        inspect_it(*arguments)
+        for file in (PREPROCESSOR, POSTPROCESSOR):
+            (directory / file).write_text(json.dumps(evil))
+
+    inspect_it = lerobot_loader._check_harmless
+    monkeypatch.setattr(lerobot_loader, "_check_harmless", check)
+    policy = load(lerobot, directory)
+    expected = answer(load(lerobot, act_checkpoint), some_observation())
+    np.testing.assert_array_equal(answer(policy, some_observation()), expected)
+    assert not marker.exists()
 
 
 def test_code_that_the_operator_trusts_runs(with_step: Callable[..., Path]) -> None:

@@ -1,10 +1,13 @@
 """Finds a LeRobot checkpoint, on disk or on the model hub, and says what exactly it is."""
 
+import contextlib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ class Checkpoint:
     Attributes:
       name: As asked for.
       directory: Where it lies.
+      read_from: Where to read it from, directory unless it is as_judged.
       revision: Commit on the hub; empty for a directory.
       config: Its config.json.
       preprocessor: Its policy_preprocessor.json.
@@ -36,6 +40,7 @@ class Checkpoint:
 
     name: str
     directory: Path
+    read_from: Path
     revision: str
     config: dict[str, Any]
     preprocessor: dict[str, Any]
@@ -81,6 +86,22 @@ def find(name: str, revision: str, report: Report, judge: Callable[[Checkpoint],
     return found
 
 
+@contextlib.contextmanager
+def as_judged(found: Checkpoint) -> Iterator[Checkpoint]:
+    """Gives found with a folder of our own to read from: its JSON as it was judged, and links to the rest.
+
+    Whoever may write into a checkpoint's folder could have LeRobot read something else there than was judged.
+    """
+    judged = {CONFIG: found.config, PREPROCESSOR: found.preprocessor, POSTPROCESSOR: found.postprocessor}
+    with tempfile.TemporaryDirectory(prefix="longarm-checkpoint-") as place:
+        for path in found.directory.iterdir():
+            if path.name not in judged:
+                (Path(place) / path.name).symlink_to(path.resolve())
+        for file, content in judged.items():
+            (Path(place) / file).write_text(json.dumps(content), encoding="utf-8")
+        yield replace(found, read_from=Path(place))
+
+
 def digest(directory: Path) -> str:
     """Returns SHA-256 in hex over configuration, processors, and a sample of each weights file.
 
@@ -108,7 +129,7 @@ def _opened(name: str, directory: Path, commit: str) -> Checkpoint:
             Reason.POLICY_UNSUPPORTED, f"{name!r} is no LeRobot policy: its {CONFIG} does not say of which type it is."
         )
     preprocessor, postprocessor = (_read(directory, file, name) for file in (PREPROCESSOR, POSTPROCESSOR))
-    return Checkpoint(name, directory, commit, config, preprocessor, postprocessor)
+    return Checkpoint(name, directory, directory, commit, config, preprocessor, postprocessor)
 
 
 def _check_readable(directory: Path, name: str) -> None:

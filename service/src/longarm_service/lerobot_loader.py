@@ -93,6 +93,8 @@ class LerobotLoader(PolicyLoader):
 
     def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:
         """See PolicyLoader.fetch. What the service would not load is not fetched."""
+        _checked_device(choice.device or self.device)
+        _checked_dtype(choice.dtype or self.dtype)
         found = self._find(choice, report)
         exact = replace(choice, revision=found.revision)
         self._fetched[exact] = found
@@ -103,8 +105,8 @@ class LerobotLoader(PolicyLoader):
         device = _checked_device(choice.device or self.device)
         dtype = _checked_dtype(choice.dtype or self.dtype)
         found = self._fetched.pop(choice, None) or self._find(choice, report)
-        with lerobot_trust.remote_code(found.exact_name in self._trusted):
-            return self._loaded(found, device, dtype, report)
+        with checkpoints.as_judged(found) as judged, lerobot_trust.remote_code(found.exact_name in self._trusted):
+            return self._loaded(judged, device, dtype, report)
 
     def _find(self, choice: PolicyChoice, report: Report) -> Checkpoint:
         def judge(found: Checkpoint) -> None:
@@ -115,10 +117,10 @@ class LerobotLoader(PolicyLoader):
 
     def _loaded(self, found: Checkpoint, device: str, dtype: torch.dtype | None, report: Report) -> LerobotPolicy:
         report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message=f"Loading {found.policy_type} onto {device}"))
-        config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.directory))
+        config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.read_from))
         config.device = device
         # Some policies fetch their base model again unless they know that weights will follow
-        config.pretrained_path = found.directory
+        config.pretrained_path = found.read_from
         cameras, state_dim = _inputs(found, config)
         model = _attempt(found, "its weights", lambda: self._build(found, config, dtype))
         renames = _saved_renames(found)
@@ -189,7 +191,7 @@ class LerobotLoader(PolicyLoader):
 
     def _build(self, found: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype | None) -> Model:
         with without_base_weights(config):
-            policy = load_whole(get_policy_class(found.policy_type), found.directory, config)
+            policy = load_whole(get_policy_class(found.policy_type), found.read_from, config)
         # Real-time chunking takes gradients with respect to actions; weights would only cost memory
         policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
@@ -292,7 +294,7 @@ def _make_pipelines(found: Checkpoint, config: PreTrainedConfig, device: torch.d
     steps = [step.get("registry_name") for step in found.preprocessor["steps"]]
     pair: tuple[Any, Any] = make_pre_post_processors(
         config,
-        pretrained_path=str(found.directory),
+        pretrained_path=str(found.read_from),
         # The rename step stays as it was saved: observations are fed under the names that it expects
         preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
     )
@@ -337,7 +339,9 @@ def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
                 f"runs the service may allow it with trusted_policies={found.exact_name}",
             ) from error
         logger.exception("Loading %s failed at %s", found.name, what)
-        first_line = (str(error).strip().splitlines() or [""])[0][:500]
+        # Our folder is gone by the time that somebody looks
+        said = str(error).replace(str(found.read_from), str(found.directory)).strip()
+        first_line = (said.splitlines() or [""])[0][:500]
         raise WireError(
             Reason.POLICY_LOAD_FAILED,
             f"The {found.policy_type} checkpoint {found.name!r} does not load: {what}: "
