@@ -26,6 +26,7 @@ class Hub:
       silent: Paths of files that are promised and never come, but for a first piece.
       asked: Paths of the files that were asked for, in order.
       calls: Method and path of every request.
+      mute: Whether requests are taken and never answered.
     """
 
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Hub:
     silent: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    mute: bool = False
     address: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
     begun: threading.Event = field(default_factory=threading.Event)
@@ -77,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.served
         hub.calls.append(f"{self.command} {self.path}")
+        if hub.mute:
+            hub.begun.set()
+            hub.ended.wait()
+            return
         path = self.path.split("?")[0]
         if match := re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)(?:/(revision|tree)/([^/]+))?", path):
             name, what, revision = match.groups()

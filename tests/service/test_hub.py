@@ -180,6 +180,18 @@ def test_tells_the_share_of_bytes_and_ends_where_nobody_waits(hub: Hub) -> None:
     assert hub.broken_off.wait(PATIENCE_SECONDS)
 
 
+def test_a_hub_that_says_nothing_is_waited_for_no_longer_than_anybody_waits(hub: Hub) -> None:
+    hub.mute = True
+
+    def report(progress: pb.Progress) -> None:
+        assert not progress.fraction
+        if hub.begun.is_set():
+            raise LoadAbandonedError("lab/act")
+
+    with pytest.raises(LoadAbandonedError):
+        find("lab/act", report=report)
+
+
 class FetchingLoader(FakeLoader):
     """Fetches its policies from the hub."""
 

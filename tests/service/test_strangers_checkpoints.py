@@ -175,6 +175,21 @@ def test_the_person_who_runs_the_service_may_trust_remote_code(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "file", ["tokenizer.json", "tokenizer_config.json", "config.json", "vocab.json", "spiece.model"]
+)
+@pytest.mark.parametrize("content", [b"", b"\x80\x04\x95pickle", b"[" * 200_000, b'{"a":' * 200_000, b'{"model": NaN}'])
+def test_a_tokenizer_of_nonsense_is_said_to_be_so(
+    lerobot: LerobotLoader, with_step: Callable[..., Path], tmp_path: Path, file: str, content: bytes
+) -> None:
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (source / file).write_bytes(content)
+    directory = with_step({"registry_name": "tokenizer_processor", "config": {"tokenizer_name": str(source)}})
+    refused(lerobot, directory, "its processors", reason=Reason.POLICY_LOAD_FAILED)
+
+
 class Pickled:
     """Makes a file when it is unpickled."""
 

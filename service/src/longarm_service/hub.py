@@ -34,6 +34,7 @@ def fetch(name: str, commit: str, report: Report) -> Path:
 
 
 def _ask(request: dict[str, str], report: Report) -> Path:
+    report(_progress(request["name"], 0, 0))
     command = [sys.executable, "-P", "-m", "longarm_service.hub_process"]
     # The command is ours, whatever the request says. Ctrl-C in a terminal is for the service to act on
     with subprocess.Popen(  # noqa: S603

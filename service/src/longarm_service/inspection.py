@@ -23,7 +23,8 @@ MAX_INPUT_VALUES = 16 * 1280 * 720 * 3
 MAX_LENGTH = 10_000
 LENGTHS = (
     *("chunk_size", "horizon", "action_horizon", "max_action_horizon", "n_action_steps", "n_obs_steps"),
-    *("num_steps", "num_inference_steps", "num_denoising_steps", "num_train_timesteps"),
+    *("num_steps", "num_inference_steps", "num_denoising_steps", "num_inference_timesteps", "num_integration_steps"),
+    *("num_train_timesteps", "action_chunk_size", "n_action_pred_token"),
 )
 
 
