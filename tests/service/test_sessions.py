@@ -1,6 +1,8 @@
 """Opening, closing and forgetting sessions."""
 
 import asyncio
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -337,6 +339,26 @@ def test_a_policy_in_use_never_makes_room(serve: Serve, loader: FakeLoader) -> N
     service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
     open_session(service.stub, "two")
     assert loaded(service) == ["two"]
+
+
+def test_a_load_that_nobody_waits_for_makes_room(serve: Serve, loader: FakeLoader) -> None:
+    """Else whoever asks and hangs up keeps the others out."""
+    service = serve(max_loaded_policies=1)
+    loader.gate.clear()
+    call = service.stub.OpenSession(opening("one"))
+    loader.wait_until_loading()
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub, "two")
+    call.cancel()
+    (entry,) = service.service._shelf._entries.values()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while entry.use_count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # Refused at once, or let in now
+    threading.Timer(0.5, loader.gate.set).start()
+    open_session(service.stub, "two")
+    assert loaded(service) == ["two"]
+    assert service.metric("policies_loaded") == 1
 
 
 def test_a_preloaded_policy_never_makes_room(serve: Serve, loader: FakeLoader) -> None:

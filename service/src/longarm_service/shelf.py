@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -204,7 +205,8 @@ class PolicyShelf:
             if self._entries.get(choice) is entry:
                 del self._entries[choice]
             raise
-        self._metrics.policies_loaded.inc()
+        if self._entries.get(choice) is entry:
+            self._metrics.policies_loaded.inc()
         return policy
 
     def _spelled_as_loaded(self, choice: PolicyChoice) -> PolicyChoice:
@@ -233,7 +235,8 @@ class PolicyShelf:
         if len(self._entries) < self._max_count:
             return
         for choice, entry in self._entries.items():
-            if entry.idle and choice not in self._kept:
+            # A load that nobody waits for any more takes no room either
+            if entry.use_count == 0 and choice not in self._kept:
                 logger.info("dropping %s to make room", choice.pretrained_name_or_path)
                 self._forget(choice)
                 return
@@ -244,5 +247,7 @@ class PolicyShelf:
         )
 
     def _forget(self, choice: PolicyChoice) -> None:
-        del self._entries[choice]
-        self._metrics.policies_loaded.dec()
+        entry = self._entries.pop(choice)
+        if entry.policy is not None:
+            self._metrics.policies_loaded.dec()
+        entry.unused_since = -math.inf
