@@ -1,18 +1,16 @@
 """Loads LeRobot checkpoints: checks that the service can run them rightly, builds them, warms them up."""
 
-import copy
 import gc
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, PreTrainedConfig
-from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.policies import get_policy_class
 from lerobot.processor import ProcessorStepRegistry
 from lerobot.utils.constants import OBS_STATE
 from lerobot.utils.import_utils import register_third_party_plugins
@@ -22,6 +20,7 @@ from longarm_service import checkpoint as checkpoints
 from longarm_service import inspection, lerobot_trust
 from longarm_service.checkpoint import POSTPROCESSOR, PREPROCESSOR, Checkpoint
 from longarm_service.lerobot_base_models import without_base_weights
+from longarm_service.lerobot_pipelines import Pipelines
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
 from longarm_service.lerobot_weights import load_whole
 from longarm_service.policy import (
@@ -45,7 +44,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # The first prediction takes one-off work (kernels, caches, compilation), the second shows the time that stays
 WARM_UP_PREDICTIONS = 2
 RENAME_STEP = "rename_observations_processor"
-DEVICE_STEP = "device_processor"
 
 # Policies whose predict_action_chunk is wrong or impossible when called once per chunk by several robots
 UNSUPPORTED = {
@@ -126,13 +124,12 @@ class LerobotLoader(PolicyLoader):
         renames = _saved_renames(found)
 
         fed_keys = {new: old for old, new in renames.items()}
-        pipelines = _attempt(found, "its processors", lambda: _make_pipelines(found, config, model.device))
+        pipelines = _attempt(found, "its processors", lambda: Pipelines(found, config, model.device))
 
         def make_processors() -> LerobotProcessors:
-            # Copied and not read again: a tokenizer's files, and the hub behind them, may be gone by then
-            return LerobotProcessors(*_copied(pipelines), model.device, fed_keys)
+            return LerobotProcessors(*pipelines.copied(), model.device, fed_keys)
 
-        warmed_up = _attempt(found, "its processors", lambda: _copied(pipelines))
+        warmed_up = _attempt(found, "its processors", pipelines.copied)
         processors = LerobotProcessors(*warmed_up, model.device, fed_keys)
         zeros = Observation(
             state=np.zeros(state_dim, np.float32),
@@ -142,7 +139,7 @@ class LerobotLoader(PolicyLoader):
         )
         actions = self._warm_up(found, model, processors, zeros, report)
         model_action_dim = _guided_action_dim(found, model, processors, zeros)
-        _keep_tokenizers(pipelines, warmed_up)
+        pipelines.keep_tokenizers(warmed_up)
         names = getattr(config, "action_feature_names", None)
         return LerobotPolicy(
             spec=PolicySpec(
@@ -287,42 +284,6 @@ def _check_harmless(found: Checkpoint, trusted: bool) -> None:
     registered = ProcessorStepRegistry.list()
     for file, content in ((PREPROCESSOR, found.preprocessor), (POSTPROCESSOR, found.postprocessor)):
         inspection.check_processor(content, file, found.name, registered, trusted)
-
-
-def _make_pipelines(found: Checkpoint, config: PreTrainedConfig, device: torch.device) -> tuple[Any, Any]:
-    """Returns the checkpoint's preprocessor and postprocessor, the one wired to the other."""
-    steps = [step.get("registry_name") for step in found.preprocessor["steps"]]
-    pair: tuple[Any, Any] = make_pre_post_processors(
-        config,
-        pretrained_path=str(found.read_from),
-        # The rename step stays as it was saved: observations are fed under the names that it expects
-        preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
-    )
-    return pair
-
-
-def _copied(pipelines: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Returns pipelines with a memory of their own and the wires between them.
-
-    Tokenizers are shared: they take long to copy, remember nothing, and are used on the policy's thread alone.
-    """
-    shared = {id(value): value for step in _steps(pipelines) for value in vars(step).values() if _is_tokenizer(value)}
-    return copy.deepcopy(pipelines, shared)
-
-
-def _keep_tokenizers(pipelines: tuple[Any, Any], used: tuple[Any, Any]) -> None:
-    """Gives pipelines what used, a copy of them, has loaded by now: some steps load a tokenizer when it is needed."""
-    for step, other in zip(_steps(pipelines), _steps(used), strict=True):
-        vars(step).update({name: value for name, value in vars(other).items() if _is_tokenizer(value)})
-
-
-def _steps(pipelines: tuple[Any, Any]) -> list[Any]:
-    return [step for pipeline in pipelines for step in pipeline.steps]
-
-
-def _is_tokenizer(value: object) -> bool:
-    """Returns whether value is a tokenizer, image processor or the like of transformers, which may not be installed."""
-    return any(kind.__name__ == "PushToHubMixin" for kind in type(value).__mro__)
 
 
 def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
