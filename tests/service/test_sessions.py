@@ -1,7 +1,10 @@
 """Opening, closing and forgetting sessions."""
 
+import asyncio
 import base64
 import string
+import threading
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,8 +30,10 @@ from tests.service.fakes import (
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import failures
+from longarm_service.app import Service, StartupError
 from longarm_service.server import is_allowed
 from longarm_service.sessions import composed_renames
+from longarm_service.settings import ServiceSettings
 from longarm_wire.errors import Reason
 from longarm_wire.specs import CameraSpec, RobotSpec
 
@@ -279,6 +284,42 @@ def test_only_allowed_policies_are_loaded(serve: Serve, loader: FakeLoader) -> N
     assert [choice.pretrained_name_or_path for choice in loader.loads] == ["house", "lab/act"]
 
 
+@pytest.mark.parametrize(
+    ("patterns", "revision", "allowed"),
+    [
+        (("lab/act",), "", True),
+        (("lab/*",), "main", True),
+        # Anybody may open a pull request on the hub, and its commits can be asked for by their hash
+        (("lab/act",), "refs/pr/7", False),
+        (("lab/*",), "0123456789" * 4, False),
+        (("lab/act@v1",), "v1", True),
+        (("lab/act@v1",), "v2", False),
+        (("lab/act@v1",), "", False),
+        (("lab/act@v*", "lab/act"), "", True),
+        (("lab/*@*",), "refs/pr/7", True),
+        (("*",), "v1", False),
+    ],
+)
+def test_a_revision_is_allowed_by_a_pattern_of_its_own(
+    serve: Serve, loader: FakeLoader, patterns: tuple[str, ...], revision: str, allowed: bool
+) -> None:
+    stub = serve(allowed_policies=patterns).stub
+    if allowed:
+        assert open_session(stub, "lab/act", revision=revision).session_id
+        return
+    with failing(Reason.POLICY_NOT_ALLOWED, "'lab/act'", f"'{revision}'" if revision else "", patterns[0]):
+        open_session(stub, "lab/act", revision=revision)
+    assert loader.loads == []
+
+
+def test_a_revision_in_the_name_is_no_way_around(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve(allowed_policies=("lab/*", "house@v1")).stub
+    for name in ("house@v1@main", "house", "lab@v1/act"):
+        with failing(Reason.POLICY_NOT_ALLOWED):
+            open_session(stub, name)
+    assert loader.loads == []
+
+
 def test_a_directory_is_allowed_by_where_it_lies(tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("root")
     inside, outside = root / "models" / "act", root / "private"
@@ -401,6 +442,91 @@ def test_a_policy_in_use_never_makes_room(serve: Serve, loader: FakeLoader) -> N
     service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
     open_session(service.stub, "two")
     assert loaded(service) == ["two"]
+
+
+def test_a_load_that_nobody_waits_for_makes_room(serve: Serve, loader: FakeLoader) -> None:
+    """Else whoever asks and hangs up keeps the others out."""
+    service = serve(max_loaded_policies=1)
+    loader.gate.clear()
+    call = service.stub.OpenSession(opening("one"))
+    loader.wait_until_loading()
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub, "two")
+    call.cancel()
+    (entry,) = service.service._shelf._entries.values()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while entry.use_count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # Refused at once, or let in now
+    threading.Timer(0.5, loader.gate.set).start()
+    open_session(service.stub, "two")
+    assert loaded(service) == ["two"]
+    assert service.metric("policies_loaded") == 1
+
+
+def test_a_preloaded_policy_never_makes_room(serve: Serve, loader: FakeLoader) -> None:
+    """Else anybody could have the robots that come next wait for a load."""
+    service = serve(max_loaded_policies=2, preload=("house",))
+    for name in ("one", "two"):
+        session = open_session(service.stub, name)
+        service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    assert loaded(service) == ["house", "two"]
+    # Nor when it changed on disk
+    loader.outdated.add("house")
+    session = open_session(service.stub, "house")
+    service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    open_session(service.stub, "three")
+    assert loaded(service) == ["house", "three"]
+
+
+def test_more_to_preload_than_may_be_loaded_is_a_startup_error(loader: FakeLoader) -> None:
+    settings = ServiceSettings(port=0, metrics_port=0, max_loaded_policies=1, preload=("house", "garden"))
+
+    async def start() -> None:
+        async with Service(settings, lambda: loader) as service:
+            await service.prepare()
+
+    with pytest.raises(StartupError, match="max_loaded_policies"):
+        asyncio.run(start())
+
+
+def test_a_revision_may_be_preloaded(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve(preload=("lab/act@v1",)).stub
+    assert open_session(stub, "lab/act", revision="v1").session_id
+    assert [(choice.pretrained_name_or_path, choice.revision) for choice in loader.loads] == [("lab/act", "v1")]
+
+
+def test_one_policy_is_loaded_once_however_it_is_spelled(
+    serve: Serve, loader: FakeLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "act").mkdir()
+    (tmp_path / "link").symlink_to("act")
+    monkeypatch.chdir(tmp_path)
+    stub = serve(preload=("act/",)).stub
+    real = str(tmp_path / "act")
+    for name in (
+        real,
+        f"{real}/",
+        f"{real}//",
+        f"{tmp_path}/./act",
+        f"{tmp_path}/link/../act",
+        f"{tmp_path}/link",
+        "act",
+    ):
+        session = open_session(stub, name)
+        assert session.fingerprint.pretrained_name_or_path == real
+    assert [choice.pretrained_name_or_path for choice in loader.loads] == [real]
+
+
+def test_one_commit_is_loaded_once_however_it_is_named(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve().stub
+    for revision in ("", "main", "", FakeLoader.COMMIT):
+        assert open_session(stub, "lab/act", revision=revision).fingerprint.revision == FakeLoader.COMMIT
+    assert len(loader.loads) == 1
+    open_session(stub, "lab/other", revision=FakeLoader.COMMIT)
+    open_session(stub, "lab/act", revision="another")
+    open_session(stub, "lab/act", revision=FakeLoader.COMMIT, dtype="bfloat16")
+    assert len(loader.loads) == 4
 
 
 def test_failed_openings_use_nothing_up(serve: Serve) -> None:

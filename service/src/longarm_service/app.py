@@ -21,7 +21,7 @@ from longarm_service.failures import Context
 from longarm_service.gate import Gate
 from longarm_service.line import Clock
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import PolicyChoice, PolicyLoader
+from longarm_service.policy import PolicyLoader, choice_named, resolved
 from longarm_service.prediction import Job, Prediction, predict
 from longarm_service.server import PolicyServicer
 from longarm_service.sessions import SessionTable
@@ -153,7 +153,7 @@ class Service:
             facts = {f"{library}_version": version for library, version in loader.library_versions.items()}
             self.metrics.describe({**facts, "device": loader.device}, loader.device_memory)
             for name in self._settings.preload:
-                lease = await self._shelf.borrow(PolicyChoice(name), lambda _: None)
+                lease = await self._shelf.borrow(resolved(choice_named(name)), lambda _: None, keep=True)
                 lease.release()
         except WireError as error:
             final = error.reason is not Reason.HUB_UNREACHABLE

@@ -2,22 +2,28 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, PreTrainedConfig
-from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.policies import get_policy_class
+from lerobot.processor import ProcessorStepRegistry
 from lerobot.utils.constants import OBS_STATE
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
+from longarm_service import inspection, lerobot_trust
 from longarm_service.base_models import missing_base_model
-from longarm_service.checkpoint import Checkpoint
-from longarm_service.lerobot_frames import Letterbox, letterbox
+from longarm_service.checkpoint import POSTPROCESSOR, PREPROCESSOR, Checkpoint
+from longarm_service.lerobot_base_models import without_base_weights
+from longarm_service.lerobot_frames import letterbox
+from longarm_service.lerobot_pipelines import Pipelines
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
 from longarm_service.lerobot_weights import load_whole
 from longarm_service.policy import (
@@ -29,6 +35,7 @@ from longarm_service.policy import (
     PolicyChoice,
     PolicyLoader,
     Report,
+    is_directory,
 )
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
@@ -40,7 +47,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # The first prediction takes one-off work (kernels, caches, compilation), the second shows the time that stays
 WARM_UP_PREDICTIONS = 2
 RENAME_STEP = "rename_observations_processor"
-DEVICE_STEP = "device_processor"
 
 # Policies whose predict_action_chunk is wrong or impossible when called once per chunk by several robots
 UNSUPPORTED = {
@@ -55,7 +61,14 @@ MASKS_MISSING_CAMERAS = frozenset({"pi0", "pi05", "pi0_fast", "smolvla", "xvla"}
 class LerobotLoader(PolicyLoader):
     """Loads any LeRobot policy with predict_action_chunk, plugins included."""
 
-    def __init__(self, device: str = "auto", dtype: str = "", compiled: bool = False, torch_threads: int = 0) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        dtype: str = "",
+        compiled: bool = False,
+        torch_threads: int = 0,
+        trusted: Collection[str] = (),
+    ) -> None:
         """Finds the default device and registers LeRobot's third-party policies.
 
         Args:
@@ -63,6 +76,7 @@ class LerobotLoader(PolicyLoader):
           dtype: Default type to cast weights to; empty for none.
           compiled: Whether to compile policies.
           torch_threads: Threads on the CPU; 0 for torch's choice.
+          trusted: Policies that may run code which they name; see the setting trusted_policies.
 
         Raises:
           WireError: INVALID_REQUEST; the device is not there.
@@ -70,23 +84,46 @@ class LerobotLoader(PolicyLoader):
         if torch_threads:
             torch.set_num_threads(torch_threads)
         register_third_party_plugins()
+        lerobot_trust.refuse_remote_code()
         self.device = _best_device() if device == "auto" else _checked_device(device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else ""
         self.library_versions = {name: version(name) for name in ("lerobot", "torch")}
         self.dtype = dtype
         self._compiled = compiled
+        # By name and commit, which stay what they are
+        self._fetched: dict[PolicyChoice, Checkpoint] = {}
+        self._trusted = frozenset(str(Path(name).resolve()) if is_directory(name) else name for name in trusted)
+
+    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:
+        """See PolicyLoader.fetch. What the service would not load is not fetched."""
+        _checked_device(choice.device or self.device)
+        _checked_dtype(choice.dtype or self.dtype)
+        found = self._find(choice, report)
+        exact = replace(choice, revision=found.revision)
+        self._fetched[exact] = found
+        return exact
 
     def load(self, choice: PolicyChoice, report: Report) -> LerobotPolicy:
         """See PolicyLoader.load."""
         device = _checked_device(choice.device or self.device)
         dtype = _checked_dtype(choice.dtype or self.dtype)
-        found = checkpoints.find(choice.pretrained_name_or_path, choice.revision, report)
-        _check_supported(found)
+        found = self._fetched.pop(choice, None) or self._find(choice, report)
+        with checkpoints.as_judged(found) as judged, lerobot_trust.remote_code(found.exact_name in self._trusted):
+            return self._loaded(judged, device, dtype, report)
+
+    def _find(self, choice: PolicyChoice, report: Report) -> Checkpoint:
+        def judge(found: Checkpoint) -> None:
+            _check_supported(found)
+            _check_harmless(found, found.exact_name in self._trusted)
+
+        return checkpoints.find(choice.pretrained_name_or_path, choice.revision, report, judge)
+
+    def _loaded(self, found: Checkpoint, device: str, dtype: torch.dtype | None, report: Report) -> LerobotPolicy:
         report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message=f"Loading {found.policy_type} onto {device}"))
-        config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.directory))
+        config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.read_from))
         config.device = device
         # Some policies fetch their base model again unless they know that weights will follow
-        config.pretrained_path = found.directory
+        config.pretrained_path = found.read_from
         _leave_compiling_to_us(found, config)
         _check_looks_at_the_present(found, config)
         cameras, state_dim = _inputs(found, config)
@@ -95,11 +132,17 @@ class LerobotLoader(PolicyLoader):
         box = letterbox(found.policy_type, config, found.preprocessor.get("steps", []))
 
         names = getattr(config, "action_feature_names", None)
+        fed_keys = {new: old for old, new in renames.items()}
+        pipelines = _attempt(found, "its processors", lambda: Pipelines(found, config, model.device))
+
+        def processors_of(pair: tuple[Any, Any], robot_names: Sequence[str]) -> LerobotProcessors:
+            return LerobotProcessors(*pair, model.device, fed_keys, names or robot_names, box)
 
         def make_processors(robot_names: Sequence[str]) -> LerobotProcessors:
-            return _make_processors(found, config, model.device, renames, names or robot_names, box)
+            return processors_of(pipelines.copied(), robot_names)
 
-        processors = _attempt(found, "its processors", lambda: make_processors(()))
+        warmed_up = _attempt(found, "its processors", pipelines.copied)
+        processors = processors_of(warmed_up, ())
         usual = Observation(
             # Not zeros: a joint that stood still in training would be far from all that half precision can hold
             state=processors.usual_state(state_dim),
@@ -109,6 +152,7 @@ class LerobotLoader(PolicyLoader):
         )
         actions = self._warm_up(found, model, processors, usual, report)
         model_action_dim = _guided_action_dim(found, model, processors, usual)
+        pipelines.keep_tokenizers(warmed_up)
         return LerobotPolicy(
             spec=PolicySpec(
                 policy_type=found.policy_type,
@@ -159,7 +203,8 @@ class LerobotLoader(PolicyLoader):
         ]
 
     def _build(self, found: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype | None) -> Model:
-        policy = load_whole(get_policy_class(found.policy_type), found.directory, config)
+        with without_base_weights(config):
+            policy = load_whole(get_policy_class(found.policy_type), found.read_from, config)
         # Real-time chunking takes gradients with respect to actions; weights would only cost memory
         policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
@@ -276,29 +321,18 @@ def _inputs(found: Checkpoint, config: PreTrainedConfig) -> tuple[dict[str, tupl
 
 
 def _saved_renames(found: Checkpoint) -> dict[str, str]:
-    for step in found.preprocessor.get("steps", []):
+    for step in found.preprocessor["steps"]:
         if step.get("registry_name") == RENAME_STEP:
             return dict(step.get("config", {}).get("rename_map") or {})
     return {}
 
 
-def _make_processors(
-    found: Checkpoint,
-    config: PreTrainedConfig,
-    device: torch.device,
-    renames: Mapping[str, str],
-    action_names: Sequence[str],
-    box: Letterbox | None,
-) -> LerobotProcessors:
-    steps = [step.get("registry_name") for step in found.preprocessor.get("steps", [])]
-    preprocessor, postprocessor = make_pre_post_processors(
-        config,
-        pretrained_path=str(found.directory),
-        # The rename step stays as it was saved: observations are fed under the names that it expects
-        preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
-    )
-    fed_keys = {new: old for old, new in renames.items()}
-    return LerobotProcessors(preprocessor, postprocessor, device, fed_keys, action_names, box)
+def _check_harmless(found: Checkpoint, trusted: bool) -> None:
+    """Raises what inspection does, before LeRobot reads any of the checkpoint's files."""
+    inspection.check_configuration(found.config, found.name)
+    registered = ProcessorStepRegistry.list()
+    for file, content in ((PREPROCESSOR, found.preprocessor), (POSTPROCESSOR, found.postprocessor)):
+        inspection.check_processor(content, file, found.name, registered, trusted)
 
 
 def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
@@ -308,8 +342,16 @@ def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
     except WireError:
         raise
     except Exception as error:  # LeRobot, torch and plugins raise what they like
+        if refusal := lerobot_trust.cause(error):
+            raise WireError(
+                Reason.POLICY_NOT_ALLOWED,
+                f"The {found.policy_type} checkpoint {found.name!r} wants to run code that it names ({refusal}). Who "
+                f"runs the service may allow it with trusted_policies={found.exact_name}",
+            ) from error
         logger.exception("Loading %s failed at %s", found.name, what)
-        first_line = (str(error).strip().splitlines() or [""])[0][:500]
+        # Our folder is gone by the time that somebody looks
+        said = str(error).replace(str(found.read_from), str(found.directory)).strip()
+        first_line = (said.splitlines() or [""])[0][:500]
         raise WireError(
             Reason.POLICY_LOAD_FAILED,
             f"The {found.policy_type} checkpoint {found.name!r} does not load: {what}: "

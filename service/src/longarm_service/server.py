@@ -16,7 +16,7 @@ from longarm_service import __version__, failures, requests
 from longarm_service.decoding import Decoders
 from longarm_service.failures import Context
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import PolicyChoice, is_directory
+from longarm_service.policy import MAIN, PolicyChoice, is_directory, resolved
 from longarm_service.prediction import Job, Prediction
 from longarm_service.sessions import Session, SessionTable, composed_renames
 from longarm_service.settings import ServiceSettings
@@ -104,9 +104,11 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._refuse_while_draining()
         robot = requests.check_opening(request)
         rtc = RtcConfig.from_proto(request.rtc) if request.HasField("rtc") else None
-        self._check_allowed(request.pretrained_name_or_path)
+        choice = resolved(
+            PolicyChoice(request.pretrained_name_or_path, request.revision, request.device, request.dtype)
+        )
+        self._check_allowed(choice)
         self._check_room()
-        choice = PolicyChoice(request.pretrained_name_or_path, request.revision, request.device, request.dtype)
         news: asyncio.Queue[pb.Progress | None] = asyncio.Queue()
         opening = asyncio.create_task(self._shelf.borrow(choice, news.put_nowait), name="open session")
         self._openings.add(opening)
@@ -194,12 +196,14 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         if self._draining:
             raise WireError(Reason.SHUTTING_DOWN, "The service is shutting down. Reconnect later.")
 
-    def _check_allowed(self, name: str) -> None:
+    def _check_allowed(self, choice: PolicyChoice) -> None:
         allowed = self._settings.allowed_policies
-        if allowed and not is_allowed(name, (*allowed, *self._settings.preload)):
+        name, revision = choice.pretrained_name_or_path, choice.revision
+        if allowed and not is_allowed(name, (*allowed, *self._settings.preload), revision):
             raise WireError(
                 Reason.POLICY_NOT_ALLOWED,
-                f"The service does not serve {name!r}. It serves {', '.join(allowed)} (allowed_policies).",
+                f"The service does not serve {name!r}{f' at revision {revision!r}' if revision else ''}. It serves "
+                f"{', '.join(allowed)} (allowed_policies).",
             )
 
     async def _agreed(
@@ -281,13 +285,15 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         )
 
 
-def is_allowed(name: str, patterns: tuple[str, ...]) -> bool:
-    """Returns whether one of patterns allows name.
+def is_allowed(name: str, patterns: tuple[str, ...], revision: str = "") -> bool:
+    """Returns whether one of patterns allows name at revision, empty for the main one.
 
-    A directory is judged by where it really lies, so that "/models/../etc" is no way around "/models/*".
+    A directory is judged by where it really lies, so that "/models/../etc" is no way around "/models/*". Anybody may
+    propose a revision of a model on the hub, so that one is allowed by a pattern of its own.
     """
     if not is_directory(name):
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
+        asked = f"{name}@{revision or MAIN}"
+        return any(fnmatchcase(asked, pattern if "@" in pattern else f"{pattern}@{MAIN}") for pattern in patterns)
     real = str(Path(name).resolve())
     # A relative pattern may be meant for directories, so it is also read from the working directory
     return any(fnmatchcase(real, pattern) or fnmatchcase(real, str(Path.cwd() / pattern)) for pattern in patterns)
