@@ -226,7 +226,8 @@ def test_a_history_that_the_configuration_leaves_to_lerobots_default_is_one(
     make_policy_config(policy_type, input_features=inputs, output_features=outputs, device="cpu").save_pretrained(
         tmp_path
     )
-    (tmp_path / "policy_preprocessor.json").hardlink_to(act_checkpoint / "policy_preprocessor.json")
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        (tmp_path / name).hardlink_to(act_checkpoint / name)
     edit(tmp_path, without="n_obs_steps")
     with pytest.raises(WireError, match=f"{policy_type}.*last {frames} frames.*n_obs_steps") as caught:
         load(lerobot, tmp_path)
@@ -315,7 +316,8 @@ def test_a_base_model_that_cannot_be_fetched_is_named(
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (len(JOINTS),))}
     config = make_policy_config(policy_type, input_features=inputs, output_features=outputs, device="cpu")
     config.save_pretrained(tmp_path)
-    (tmp_path / "policy_preprocessor.json").hardlink_to(act_checkpoint / "policy_preprocessor.json")
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        (tmp_path / name).hardlink_to(act_checkpoint / name)
     save_file({"nothing": torch.zeros(1)}, tmp_path / "model.safetensors")
     repository = getattr(config, field)
     with pytest.raises(WireError) as caught:
