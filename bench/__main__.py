@@ -111,8 +111,8 @@ def about(kind: str, seconds: float) -> dict[str, str]:
         ),
         "links": kind,
         "window": f"{seconds:g} s per cell, from 1 s after the first action on",
-        "robot": f"6 joints, two 640x480 cameras, {FPS} ticks per second",
-        "policy": f"chunks of {CHUNK_SIZE}, input {WIDTH}x{HEIGHT}, {INFERENCE * 1000:.0f} ms per prediction (a wait)",
+        "robot": f"6 joints, two {WIDTH}x{HEIGHT} cameras, {FPS} ticks per second",
+        "policy": f"chunks of {CHUNK_SIZE}, frames as they are, {INFERENCE * 1000:.0f} ms per prediction (a wait)",
     }
 
 
@@ -135,8 +135,8 @@ def main() -> int:
     work = options.work.resolve()
     frames = make_film(work / "film.npy")
     checkpoints = {
-        "emulated": make_checkpoint(work / "emulated", INFERENCE),
-        "act": make_checkpoint(work / "act", 0.0),
+        "emulated": make_checkpoint(work / f"emulated-{WIDTH}x{HEIGHT}", INFERENCE),
+        "act": make_checkpoint(work / f"act-{WIDTH}x{HEIGHT}", 0.0),
     }
     rows, logs = [], []
     with (

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.fleet import Answer, Asker, LongarmRobot, StockRobot, idle_share
+from bench.fleet import HEIGHT, WIDTH, Answer, Asker, LongarmRobot, StockRobot, idle_share
 from bench.made_policy import add_policy_options, make_checkpoint
 from bench.peers import Longarm, Peer, Stock
 from bench.publish import publish
@@ -183,7 +183,7 @@ def main() -> None:
             "Made by `python -m bench.batching`. Do not edit.",
             "",
             f"Policy {checkpoint.name if options.checkpoint else options.policy} on {where}. Robots with two",
-            "640x480 cameras ask again as soon as they are answered, on the server's machine, and play",
+            f"{WIDTH}x{HEIGHT} cameras ask again as soon as they are answered, on the server's machine, and play",
             "chunks of 50 at 30 ticks a second.",
             "",
             *table(rows),

@@ -16,8 +16,8 @@ from lerobot_robot_longarm_sim.renderer import make_renderer
 from lerobot_robot_longarm_sim.world import World
 
 CHUNK_SIZE = 50
-# The policy's own input size; the cameras' is 640x480
-HEIGHT, WIDTH = 240, 320
+# Of the cameras, and of what the policy was made for
+HEIGHT, WIDTH = 480, 640
 FRAME_COUNT = 60
 # A renderer's picture is cleaner than any sensor's, and would flatter the encoder
 SENSOR_NOISE = 2.0
@@ -66,7 +66,7 @@ def make_checkpoint(directory: Path, inference_seconds: float) -> Path:
     return directory
 
 
-def make_film(file: Path, width: int = 640, height: int = 480) -> Path:
+def make_film(file: Path, width: int = WIDTH, height: int = HEIGHT) -> Path:
     """Renders what the cameras see while the arm goes once around its path, with a sensor's noise, and returns file."""
     if file.is_file():
         return file

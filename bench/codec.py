@@ -1,4 +1,4 @@
-"""What JPEG costs and what it does to a policy's actions. Prints Markdown, and writes it to bench/results/codec.md.
+"""What frames cost on their way, and what that does to them. Prints Markdown, and writes it to bench/results/codec.md.
 
 usage: python -m bench.codec [--frames 12] [--work out/bench]
 
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from lerobot.policies.act.modeling_act import ACTPolicy
+from lerobot.policies.common.vla_utils import resize_with_pad
 from lerobot.policies.factory import make_pre_post_processors
 from PIL import Image
 from torchvision.io import encode_jpeg
@@ -30,9 +31,17 @@ from bench.publish import publish
 from lerobot_robot_longarm_sim.checkpoint import make_checkpoint
 from lerobot_robot_longarm_sim.joints import HOME, JOINTS
 from longarm_wire import images
+from longarm_wire.frame_sizes import Size, size_to_send
+from longarm_wire.images import DEFAULT_JPEG_QUALITY
 
 QUALITIES = (75, 85, 90, 95)
 REPEATS = 30
+# Into which policies scale their frames, with their usual settings
+BOXES: dict[str, Size | None] = {
+    "none: act, diffusion and more": None,
+    "512x512: smolvla": (512, 512),
+    "224x224: pi0, pi05, pi0_fast": (224, 224),
+}
 # Standard deviation of a webcam's noise in daylight, of 255
 SENSOR_NOISE = 2.0
 
@@ -76,9 +85,9 @@ ENCODERS: dict[str, Encoder] = {
 }
 
 
-def resized(frame: np.ndarray) -> np.ndarray:
-    """Returns frame in the policy's size, as the edge does it."""
-    return cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+def scaled(frame: np.ndarray, size: Size) -> np.ndarray:
+    """Returns frame in a size to send, as the edge does it."""
+    return cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def through_jpeg(frames: np.ndarray, encode: Encoder, quality: int) -> np.ndarray:
@@ -97,20 +106,51 @@ def encoders_table(film: np.ndarray) -> list[str]:
     """Returns a table of encoders: milliseconds and kilobytes per frame.
 
     Args:
-      film: uint8 of shape (n, cameras, height, width, 3).
+      film: uint8 of shape (n, cameras, HEIGHT, WIDTH, 3).
     """
+    sizes = [size_to_send((HEIGHT, WIDTH), box) for box in BOXES.values()]
     lines = [
-        "| encoder | quality | 640x480: ms | kB | 320x240: ms | kB | PSNR, dB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| encoder | quality | {' | '.join(f'{w}x{h}: ms | kB' for h, w in sizes)} | PSNR of the first, dB |",
+        f"| --- | ---: |{' ---: | ---: |' * len(sizes)} ---: |",
     ]
     whole = np.ascontiguousarray(film[0, 0])
-    small = resized(whole)
     for name, encode in ENCODERS.items():
         for quality in QUALITIES:
-            shown = [f"{value:.2f} | {size:.1f}" for value, size in (timed(encode, f, quality) for f in (whole, small))]
-            decoded = images.decode(encode(small, quality), images.Codec.JPEG, HEIGHT, WIDTH)
-            lines.append(f"| {name} | {quality} | {' | '.join(shown)} | {psnr(small, decoded):.1f} |")
+            shown = [timed(encode, scaled(whole, size), quality) for size in sizes]
+            decoded = images.decode(encode(whole, quality), images.Codec.JPEG, HEIGHT, WIDTH)
+            cells = " | ".join(f"{value:.2f} | {size:.1f}" for value, size in shown)
+            lines.append(f"| {name} | {quality} | {cells} | {psnr(whole, decoded):.1f} |")
     return lines
+
+
+def sizes_table(film: np.ndarray) -> list[str]:
+    """Returns a table of what frames are scaled to before they travel, and how far that is from the policy's own doing.
+
+    Args:
+      film: uint8 of shape (n, cameras, HEIGHT, WIDTH, 3).
+    """
+    lines = [
+        "| the policy's box | sent | kB of two frames | RMS of 255 | max of 255 |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for name, box in BOXES.items():
+        size = size_to_send((HEIGHT, WIDTH), box)
+        sent = [scaled(frame, size) for frames in film for frame in frames]
+        kilobytes = 2 * statistics.mean(len(by_opencv(frame, DEFAULT_JPEG_QUALITY)) for frame in sent) / 1000
+        differs = " | "
+        if box is not None:
+            seen = [padded(frame, box) for frames in film for frame in frames]
+            apart = np.stack([padded(frame, box) for frame in sent]) - np.stack(seen)
+            differs = f"{np.sqrt(np.mean(apart**2)):.2f} | {np.abs(apart).max():.2f}"
+        lines.append(f"| {name} | {size[1]}x{size[0]} | {kilobytes:.0f} | {differs} |")
+    return lines
+
+
+def padded(frame: np.ndarray, box: Size) -> np.ndarray:
+    """Returns what LeRobot makes of frame for a policy with a box, float32 of shape (3, *box), in [0, 255]."""
+    pixels = torch.tensor(frame).permute(2, 0, 1)[None].float()
+    picture: np.ndarray = resize_with_pad(pixels, *box, pad_value=0)[0].numpy()
+    return picture
 
 
 def timed(encode: Encoder, frame: np.ndarray, quality: int) -> tuple[float, float]:
@@ -137,7 +177,7 @@ class Policy:
             "observation.state": torch.tensor([[HOME[joint] for joint in JOINTS]], dtype=torch.float32)
         }
         for camera, frame in zip(CAMERAS, frames, strict=True):
-            pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+            pixels = torch.tensor(frame).permute(2, 0, 1)[None]
             observation[f"observation.images.{camera}"] = pixels.float() / 255
         with torch.inference_mode():
             actions: np.ndarray = self._post(self._policy.predict_action_chunk(self._pre(observation)))[0].numpy()
@@ -190,11 +230,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     film = np.load(make_film(options.work / "film.npy"), mmap_mode="r")[: options.frames]
-    small = np.stack([[resized(frame) for frame in frames] for frames in film])
-    policy = Policy(make_checkpoint(options.work / "act-of-the-sim"))
+    policy = Policy(make_checkpoint(options.work / f"act-of-the-sim-{WIDTH}x{HEIGHT}", height=HEIGHT, width=WIDTH))
     text = "\n".join(
         [
-            "# What JPEG costs, and what it does to actions",
+            "# What frames cost on their way, and what it does to actions",
             "",
             "Made by `python -m bench.codec`. Do not edit.",
             "",
@@ -204,13 +243,20 @@ def main() -> None:
             "",
             *encoders_table(film),
             "",
+            "## Sizes",
+            "",
+            "Frames travel whole, or scaled as the policy would scale them, its box padded there. A frame of bytes is",
+            "rounded where the policy's own is not: how far the picture in its box is from that of whole frames.",
+            "",
+            *sizes_table(film),
+            "",
             "## Actions",
             "",
             f"A real ACT (ResNet-18, input {WIDTH}x{HEIGHT}, chunks of 50, random weights scaled to modest motion)",
-            f"on {len(film)} consecutive frames: how far its actions are from those on the same frames, resized and",
-            "not compressed. Degrees; the gripper in its own units.",
+            f"on {len(film)} consecutive frames: how far its actions are from those on the same frames, not",
+            "compressed. Degrees; the gripper in its own units.",
             "",
-            *actions_table(policy, small),
+            *actions_table(policy, np.asarray(film)),
             "",
         ]
     )

@@ -26,7 +26,8 @@ FPS = 30
 CHUNK_SIZE = 50
 OPEN_SECONDS = 600.0
 TASK = "pick the cube"
-HEIGHT, WIDTH = 480, 640
+# As what made_policy makes looks at
+HEIGHT, WIDTH = 240, 320
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from bench.report import BAR_FACTOR, COLUMNS, OUTAGE_COLUMNS, Row, markdown, rat
 
 HEAD = """\
 Made by `make bench`. Do not edit. Beside it, each by a command of its own:
-[what a server adds to its policy](service.md), [what JPEG costs and does to actions](codec.md),
+[what a server adds to its policy](service.md), [what frames cost on their way](codec.md),
 [several robots on one server](batching.md), [bfloat16, compiling and batches](forward.md) and
 [the step where chunks meet](rtc.md)."""
 MOST_LATE_MS = 2.0
@@ -31,8 +31,7 @@ from. Both peers are as installed, with their own defaults; LeRobot's server is 
 - **Outages**: times in the last two columns count from the link's return, or from when the server listens again. Its
   start takes some seconds, in grey in the picture.
 - **edge CPU**: of one core, of the robot's half, the robot and the tunnel's local process included.
-- Longarm sends frames in the policy's size, 320x240 here, as JPEG; LeRobot sends 640x480 as they are. That is where
-  the bytes go.
+- Longarm sends frames as JPEG, LeRobot as they are. That is where the bytes go.
 - The SSH tunnel is Longarm's own, and for LeRobot a plain `ssh -N -L`.
 """
 

@@ -103,7 +103,9 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work.resolve()
     film = make_film(work / "film.npy")
-    waits, computes = make_checkpoint(work / "emulated", INFERENCE), make_checkpoint(work / "act", 0)
+    size = f"{WIDTH}x{HEIGHT}"
+    waits = make_checkpoint(work / f"emulated-{size}", INFERENCE)
+    computes = make_checkpoint(work / f"act-{size}", 0)
     measures: list[tuple[str, Peer, Path, Callable[[int, LeRobotRobot, Path, int], dict[str, np.ndarray]]]] = [
         ("computes", Longarm(), computes, longarm_rounds),
         ("waits", Longarm(), waits, longarm_rounds),
@@ -127,9 +129,9 @@ def main() -> None:
             "",
             "Made by `python -m bench.service`. Do not edit.",
             "",
-            f"Two 640x480 cameras, {options.rounds} observations one after another on one machine, and a policy that",
-            f"computes (ACT, one thread) or waits for {INFERENCE * 1000:.0f} ms. Longarm's robot side resizes to the",
-            f"policy's {WIDTH}x{HEIGHT} and packs as JPEG {DEFAULT_JPEG_QUALITY}; LeRobot's pickles raw frames.",
+            f"Two {size} cameras, {options.rounds} observations one after another on one machine, and a policy that",
+            f"computes (ACT, one thread) or waits for {INFERENCE * 1000:.0f} ms. Longarm's robot side packs frames as",
+            f"JPEG {DEFAULT_JPEG_QUALITY}; LeRobot's pickles them as they are.",
             "",
             *lines,
             "",

@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +119,8 @@ class Script:
       digest: Part of its fingerprint.
       predictions: How many there were.
       seen: The state in each of them, and what guided it.
+      resets: How many episodes began.
+      rollouts: How many had begun at each prediction.
     """
 
     spec: PolicySpec = DEFAULT_SPEC
@@ -129,6 +131,8 @@ class Script:
     digest: str = "1" * 64
     predictions: int = 0
     seen: list[tuple[np.ndarray, Guidance | None]] = field(default_factory=list)
+    resets: int = 0
+    rollouts: list[int] = field(default_factory=list)
 
 
 class ScriptedPolicy(LoadedPolicy, Processors):
@@ -141,10 +145,14 @@ class ScriptedPolicy(LoadedPolicy, Processors):
         self.spec = script.spec
         self.fingerprint = Fingerprint("scripted", "scripted", "", script.digest)
 
-    def open_processors(self) -> Processors:
+    def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
         return self
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        self.script.resets += 1
+
+    def turn_to(self, processors: Processors) -> None:
+        self.script.rollouts.append(self.script.resets)
 
     def prepare_frame(self, key: str, frame: np.ndarray) -> np.ndarray:
         return frame

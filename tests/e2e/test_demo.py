@@ -33,6 +33,6 @@ def test_the_demo_is_healthy_and_leaves_its_pictures(tmp_path: Path, command: st
     assert "healthy" in done.stderr
     assert "inference latency" in done.stderr
     with Image.open(tmp_path / "out/demo/cameras.png") as cameras:
-        assert cameras.size == (1280, 480)
+        assert cameras.size == (640, 240)
     with Image.open(tmp_path / "out/demo/run.png") as picture:
         assert picture.width > 600

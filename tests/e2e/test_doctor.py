@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
 from longarm_edge.settings import EdgeSettings
 from longarm_wire import exit_codes
 from longarm_wire.specs import PolicySpec
+from tests.e2e.conftest import DEFAULT_SPEC
 from tests.servos import Servos
 
 
@@ -104,12 +106,22 @@ def test_an_arm_that_is_not_calibrated_is_left_as_it_was_found(service, tmp_path
 
 def test_chunks_that_are_too_short_for_the_policy_get_advice(examine, script) -> None:
     script.seconds = 0.3
-    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (48, 64)}, chunk_size=5, fps=30.0)
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (48, 64)}, chunk_size=5)
     checks, _, _ = examine()
     assert checks["prediction"].verdict is Verdict.WARNING
     assert "a chunk lasts 167 ms: the arm stands until the next comes" in checks["prediction"].found
     assert "faster GPU" in checks["advice"].found
-    assert "fps" not in checks["advice"].fix, "the service would refuse another rate than the policy's"
+    assert "fps" not in checks["advice"].fix, "the actions of a policy are as far apart as it was trained"
+
+
+def test_what_a_policy_says_of_its_chunks_is_told(examine, script) -> None:
+    script.spec = replace(DEFAULT_SPEC, n_action_steps=10)
+    checks, _, _ = examine()
+    assert "LeRobot executes so many actions" in checks["chunks"].found
+    assert "--actions_per_chunk=10 leaves them out" in checks["chunks"].found
+    assert checks["chunks"].verdict is Verdict.OK
+    for settings in ({"actions_per_chunk": 10}, {"actions_per_chunk": 5}):
+        assert "chunks" not in examine(**settings)[0]
 
 
 def test_answers_that_no_run_would_use_have_failed(examine, script) -> None:
@@ -164,6 +176,16 @@ def test_a_camera_that_does_not_fit_is_named_with_its_rename(examine, script) ->
     checks, findings, _ = examine()
     assert exit_code(findings) == exit_codes.FAILED
     assert "rename_map=" in checks["names and cameras"].found
+
+
+def test_a_camera_unlike_the_training_data_is_said_with_the_size_to_set(examine, script) -> None:
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (480, 640)}, 30)
+    checks, findings, _ = examine()
+    assert checks["note"].verdict is Verdict.WARNING
+    assert "Camera 'front' gives 64x48" in checks["note"].found
+    assert "width: 640, height: 480 in --robot.cameras" in checks["note"].found
+    assert "sends front 64x48" in checks["policy"].found
+    assert [f for f in findings if f.verdict is Verdict.FAILED] == [], "it runs all the same"
 
 
 def test_an_unknown_policy(examine) -> None:

@@ -61,6 +61,16 @@ def test_a_healthy_run(edge, arm) -> None:
     assert not arm.is_connected
 
 
+def test_a_camera_unlike_the_training_data_is_logged_and_sent_whole(edge, script, caplog) -> None:
+    script.spec = PolicySpec("scripted", 3, 3, {"observation.images.front": (480, 640)}, chunk_size=30)
+    caplog.set_level("INFO")
+    result = edge(duration=1.0).go()
+    assert result.exit_code == exit_codes.DONE, result.reason
+    assert "cameras front 64x48" in caplog.text
+    (note,) = [record for record in caplog.records if "Camera 'front' gives 64x48" in record.getMessage()]
+    assert note.levelname == "WARNING"
+
+
 def test_the_first_action_continues_from_where_the_arm_stands(edge, arm, script) -> None:
     """A slow first answer must not make the arm jump: no step of the first chunk is skipped."""
     script.seconds = 0.5
@@ -257,7 +267,11 @@ def test_a_robot_that_stutters_is_asked_again(edge, arm) -> None:
     assert result.summary.idle_after_first_second == 0
 
 
-@pytest.mark.parametrize("shape", [(0, 0, 3), (48, 64), (48, 64, 4)], ids=["empty", "gray", "four channels"])
+@pytest.mark.parametrize(
+    "shape",
+    [(0, 0, 3), (48, 64), (48, 64, 4), (48, 96, 3)],
+    ids=["empty", "gray", "four channels", "another size"],
+)
 def test_a_broken_frame_costs_one_observation(edge, arm, shape: tuple[int, ...]) -> None:
     e = edge(duration=3.0)
     observe = arm.get_observation
@@ -349,7 +363,6 @@ def test_ctrl_c_at_any_moment_leaves_the_arm_defined(edge, arm, script, after: f
         (PolicySpec("scripted", 7, 3, {}, 30), "gives 7 action values and the robot takes 3"),
         (PolicySpec("scripted", 3, 9, {}, 30), "wants 9 state values"),
         (PolicySpec("scripted", 3, 3, {}, 30, action_names=(JOINTS[1], JOINTS[0], JOINTS[2])), "another order"),
-        (PolicySpec("scripted", 3, 3, {}, 30, fps=15), "15 fps"),
     ],
 )
 def test_a_robot_that_does_not_fit_is_refused_before_it_moves(edge, script, arm, spec, message: str) -> None:

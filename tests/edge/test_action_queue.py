@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lerobot.async_inference.configs import AGGREGATE_FUNCTIONS as LEROBOT_AGGREGATE_FUNCTIONS
+from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
 
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue, Drop
 
@@ -147,7 +148,58 @@ def test_blending_equals_lerobots_to_the_bit(name: str) -> None:
 
 
 def test_every_aggregate_function_of_lerobot_is_there() -> None:
-    assert AGGREGATE_FUNCTIONS.keys() == {*LEROBOT_AGGREGATE_FUNCTIONS, "rtc"}
+    assert AGGREGATE_FUNCTIONS.keys() == {*LEROBOT_AGGREGATE_FUNCTIONS, "auto", "rtc"}
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.01, 0.5, 30.0, -0.1])
+def test_temporal_ensembling_equals_acts(coefficient: float) -> None:
+    """A chunk at each step, as LeRobot asks for; past its end, too, where the oldest chunks fall out."""
+    chunks = np.random.default_rng(0).normal(0, 30, (25, 8, 6)).astype(np.float32)
+    ensembler = ACTTemporalEnsembler(coefficient, chunk_size=8)
+    queue = make_queue("auto")
+    queue.temporal_ensemble_coeff = coefficient
+    for step, actions in enumerate(chunks):
+        queue.merge(ActionChunk(0, 0, step + 1, step, 0.0, actions), 0.0)
+        expected = ensembler.update(torch.from_numpy(actions)[None])[0].numpy()
+        values = queue.take(0.0)[0].values
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("coefficient", [0.2, -0.2])
+def test_a_chunk_counts_for_the_steps_between_however_many_chunks_came(coefficient: float) -> None:
+    queue = make_queue("auto")
+    queue.temporal_ensemble_coeff = coefficient
+    steps = (0, 3, 3, 7)
+    for number, step in enumerate(steps, 1):
+        play(queue, step - queue.next_step)
+        queue.merge(chunk(step, 12, number), 0.0)
+    weights = np.exp(-coefficient * np.array(steps))
+    (first, _), *_, (last, _) = play(queue, 12)
+    assert first == pytest.approx(np.average(range(1, 5), weights=weights)), "step 7: of all four"
+    assert last == 4, "step 18: of the last alone"
+
+
+def test_no_coefficient_makes_an_action_that_is_no_number() -> None:
+    for coefficient in (1e6, -1e6):
+        queue = make_queue("auto")
+        queue.temporal_ensemble_coeff = coefficient
+        for step in range(6):
+            queue.merge(chunk(step, 12, step + 1), 0.0)
+            (values,) = play(queue, 1)
+            assert values == [1 if coefficient > 0 else step + 1, step]
+
+
+def test_an_ensemble_is_of_one_episode() -> None:
+    queue = make_queue("auto")
+    queue.temporal_ensemble_coeff = 0.01
+    queue.merge(chunk(0, 12, 1), 0.0)
+    play(queue, 8)
+    queue.merge(chunk(8, 12, 2), 0.0)
+    queue.begin_episode()
+    queue.merge(chunk(0, 12, 3, episode=1), 0.0)
+    queue.merge(chunk(0, 12, 4, episode=1), 0.0)
+    assert play(queue, 1) == [[3.5, 0]]
 
 
 def test_the_outlook_is_what_comes() -> None:

@@ -1,5 +1,6 @@
 """What a peer may answer without harm: a service at fault, or something else in its place."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,11 +29,15 @@ class Peer(PolicyServiceServicer):
 
     camera: dict[str, Any] = field(default_factory=lambda: {"name": "front", "height": 48, "width": 64})
     change: Callable[[pb.PredictChunkResponse], object] = lambda _: None
+    ended: list[bool] = field(default_factory=list)
 
     def OpenSession(self, request, context):
         session = pb.SessionDescription(session_id="1", action_names=JOINTS, state_names=JOINTS, chunk_size=30)
         session.cameras.add(**self.camera)
         yield pb.OpenSessionResponse(session=session)
+        # Long enough for a caller that hangs up to be noticed
+        time.sleep(0.2)
+        self.ended.append(context.is_active())
 
     def PredictChunk(self, request, context):
         response = pb.PredictChunkResponse(
@@ -70,6 +75,12 @@ def predict(client: PolicyClient) -> None:
 
 def test_what_a_service_answers(client: PolicyClient) -> None:
     predict(client)
+
+
+def test_an_opening_is_heard_to_its_end(client: PolicyClient, peer: Peer) -> None:
+    """A service takes a caller that hangs up for gone, and closes the session."""
+    client.open_session(PolicyChoice("act"), ROBOT, timeout=10)
+    assert peer.ended == [True]
 
 
 @pytest.mark.parametrize(

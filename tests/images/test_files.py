@@ -122,6 +122,14 @@ def test_nothing_is_published_beyond_the_loopback(name: str) -> None:
     assert not any(service.get("privileged") for service in services.values())
 
 
+@pytest.mark.parametrize("name", ["demo", "edge", "server"])
+def test_no_container_takes_the_whole_machine(name: str) -> None:
+    services = yaml.safe_load(text(f"deploy/compose.{name}.yaml"))["services"]
+    for service in services.values():
+        assert re.fullmatch(r"\$\{SERVER_MEMORY:-64g\}|[28]g", service["mem_limit"])
+        assert 0 < service["pids_limit"] <= 4096
+
+
 def test_the_guide_names_every_setting_of_the_sshd() -> None:
     guide = text("docs/deploy-docker.md")
     assert [name for name in SETTINGS[2].variables() if f"| `{name}` |" not in guide] == []

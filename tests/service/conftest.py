@@ -10,6 +10,7 @@ import pytest
 # Before anything imports the hub's library, which reads it once
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from tests.service.fake_hub import Hub, go_online, running_hub
 from tests.service.fakes import FakeLoader, RunningService
 
 from longarm_service.policy import PolicyLoader
@@ -42,6 +43,14 @@ def serve(loader: FakeLoader) -> Iterator[Serve]:
         policy.gate.set()
     for service in running:
         service.close()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A model hub on this machine, which processes of this test ask, with a cache of their own."""
+    with running_hub() as hub:
+        go_online(monkeypatch, tmp_path / "cache", hub.address)
+        yield hub
 
 
 @pytest.fixture(scope="session")

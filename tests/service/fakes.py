@@ -5,7 +5,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
@@ -90,7 +90,7 @@ class FakePolicy(LoadedPolicy):
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def open_processors(self) -> FakeProcessors:
+    def open_processors(self, action_names: Sequence[str] = ()) -> FakeProcessors:
         self.opened.append(FakeProcessors())
         return self.opened[-1]
 
@@ -143,6 +143,8 @@ class FakeLoader(PolicyLoader):
     """Loads any name but those beginning with "no" (not found) and "bad" (does not load). While gate is cleared, loads
     wait in the middle."""
 
+    COMMIT: ClassVar[str] = "c0ffee" + "0" * 34
+
     device: str = "cpu"
     dtype: str = ""
     device_name: str = "abacus"
@@ -177,8 +179,10 @@ class FakeLoader(PolicyLoader):
         self.outdated.discard(name)
         report(pb.Progress(stage=pb.PROGRESS_STAGE_WARMING_UP, fraction=1.0))
         digest = f"digest {len(self.loads)}"
+        # Only names of the hub have a commit
+        commit = (choice.revision or self.COMMIT) if name.startswith("lab/") else ""
         self.policies[name] = FakePolicy(
-            self.spec, Fingerprint("fake", name, "", digest), self.saved_renames, batching=self.batching
+            self.spec, Fingerprint("fake", name, commit, digest), self.saved_renames, batching=self.batching
         )
         return self.policies[name]
 
@@ -272,7 +276,7 @@ def robot(**changes: Any) -> pb.RobotSpec:
         "robot_type": "test_arm",
         "action_names": JOINTS,
         "state_names": JOINTS,
-        "cameras": [pb.CameraSpec(name="front", height=480, width=640)],
+        "cameras": [pb.CameraSpec(name="front", height=HEIGHT, width=WIDTH)],
         "fps": 30.0,
     }
     return pb.RobotSpec(**facts | changes)

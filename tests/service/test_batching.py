@@ -1,6 +1,8 @@
 """Observations of several sessions in one forward pass: the same answers, fair turns, and no harm to each other."""
 
+import asyncio
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from tests.service.checkpoints import SMALL_DIFFUSION, preprocessed, save
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     PATIENCE_SECONDS,
+    Clock,
     FakeLoader,
     RunningService,
     actions_of,
@@ -25,7 +28,9 @@ from tests.service.test_waiting import reason_of, wait_for_waiting
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy
+from longarm_service.metrics import ServiceMetrics
 from longarm_service.policy import Observation, PolicyChoice
+from longarm_service.worker import Company, Worker
 from longarm_wire.errors import Reason
 from longarm_wire.rtc import RtcConfig
 
@@ -117,11 +122,10 @@ def test_shapes_that_differ_are_predicted_apart(robots: Robots) -> None:
 def test_what_is_wrong_with_one_observation_is_no_fault_of_the_others(robots: Robots) -> None:
     robots.hold()
     robots.send("a", number=1.0)
-    broken = pb.Image(camera="front", codec=pb.IMAGE_CODEC_JPEG, height=8, width=10, data=b"no jpeg")
-    robots.send("b", images=[broken])
+    robots.send("b", number=math.nan)
     robots.send("c", number=3.0)
     robots.release()
-    assert reason_of(robots.waiting["b"]) is Reason.INVALID_IMAGE
+    assert reason_of(robots.waiting["b"]) is Reason.INVALID_REQUEST
     assert [robots.first_value(task) for task in "ac"] == [1, 3]
     assert robots.policy.batches == [["a", "c"]]
 
@@ -217,6 +221,34 @@ def test_a_newer_observation_supersedes_one_that_waits_for_company(serve: Serve,
             assert reason_of(old) is Reason.SUPERSEDED
             return
         assert sequence < 40
+
+
+def test_a_session_that_supersedes_itself_all_the_time_stretches_nobodys_batch() -> None:
+    """While one waits for company, each newer observation of it would let the wait begin anew."""
+    clock = Clock()
+    company = Company("policy", most=8, expected=3)
+
+    async def serve() -> list[list[str]]:
+        batches: list[list[str]] = []
+
+        def work(jobs: Sequence[str]) -> list[str]:
+            batches.append(list(jobs))
+            return list(jobs)
+
+        async with Worker(work, PATIENCE_SECONDS, 0.1, ServiceMetrics(), clock) as worker:
+            hasty = [asyncio.create_task(worker.run("a", "hasty", company))]
+            modest = asyncio.create_task(worker.run("b", "modest", company))
+            while not modest.done() and len(hasty) < 500:
+                await asyncio.sleep(0.001)
+                clock.now += 0.01
+                hasty.append(asyncio.create_task(worker.run("a", "hasty", company)))
+            assert modest.done()
+            await asyncio.gather(*hasty[:-1], return_exceptions=True)
+            hasty[-1].cancel()
+        return batches
+
+    # The first in line goes with whom it waited for, at the end of the window in which it got its place
+    assert asyncio.run(serve())[0] == ["hasty", "modest"]
 
 
 # --- Real policies

@@ -79,7 +79,7 @@ def robot_of(cameras: tuple[str, ...] = ("front", "wrist")) -> pb.RobotSpec:
         robot_type="test_arm",
         action_names=JOINTS,
         state_names=JOINTS,
-        cameras=[pb.CameraSpec(name=name, height=480, width=640) for name in cameras],
+        cameras=[pb.CameraSpec(name=name, height=HEIGHT, width=WIDTH) for name in cameras],
         fps=30,
     )
 
@@ -236,8 +236,6 @@ def edited(checkpoint: Path, target: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"type": "diffusion", "n_obs_steps": 2}, ["diffusion", "last 2 frames", "n_obs_steps"]),
-        ({"type": "vqbet", "n_obs_steps": 5}, ["vqbet", "last 5 frames"]),
         ({"type": "tdmpc"}, ["tdmpc", "plan"]),
         ({"type": "lingbot_va"}, ["lingbot_va", "video"]),
         ({"type": "gaussian_actor"}, ["gaussian_actor", "single actions"]),

@@ -72,6 +72,30 @@ def test_a_superseding_observation_waits_anew() -> None:
     assert waiting.expired() == []
 
 
+def test_a_superseding_observation_sits_where_the_older_one_sat() -> None:
+    """Or one who sends often would let those who wait for company with them wait for ever."""
+    clock = Clock()
+    waiting = line(clock)
+    waiting.join("a", "old")
+    seated = clock.now
+    for _ in range(3):
+        clock.now += 0.5
+        waiting.join("a", "new")
+    first = waiting.next()
+    assert first is not None
+    assert (first.seated, first.since) == (seated, clock.now)
+    waiting.join("a", "newest")
+    assert [place.seated for place in waiting.places] == [clock.now]
+
+
+def test_what_waited_elsewhere_has_waited() -> None:
+    clock = Clock()
+    waiting = line(clock)
+    waiting.join("a", "A", waited=1.5)
+    clock.now += 0.5
+    assert [place.item for place in waiting.expired()] == ["A"]
+
+
 def test_leaving_takes_out_nothing_but_oneself() -> None:
     waiting = line()
     waiting.join("a", "old")

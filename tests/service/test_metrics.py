@@ -1,11 +1,12 @@
 """What is counted, by value, from a fresh registry and once as Prometheus reads it."""
 
+import time
 import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.service.conftest import Serve
-from tests.service.fakes import Clock, FakeLoader, failing, observation, open_session
+from tests.service.fakes import Clock, FakeLoader, failing, observation, open_session, opening
 
 from longarm_service.metrics import OUTCOMES, STAGES, ServiceMetrics
 from longarm_service.policy import DeviceMemory
@@ -48,6 +49,20 @@ def test_the_gpu_is_shown_where_there_is_one() -> None:
     assert value(metrics, "gpu_memory_total_bytes", device="cuda:0") == 80
     assert value(metrics, "gpu_utilization_ratio", device="cuda:0") == 0.25
     assert value(metrics, "gpu_utilization_ratio", device="cuda:1") is None
+
+
+def test_the_time_of_a_load_is_without_the_wait_for_another(serve: Serve, loader: FakeLoader) -> None:
+    service = serve()
+    loader.gate.clear()
+    calls = [service.stub.OpenSession(opening(name)) for name in ("one", "two")]
+    loader.wait_until_loading()
+    time.sleep(1.0)
+    loader.gate.set()
+    for call in calls:
+        list(call)
+    assert service.metric("policy_load_duration_seconds_count") == 2
+    # The second one waited as long as the first one took
+    assert service.metric("policy_load_duration_seconds_sum") < 1.9
 
 
 def test_a_service_counts_what_it_does(serve: Serve, loader: FakeLoader) -> None:

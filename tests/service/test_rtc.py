@@ -42,7 +42,8 @@ from longarm_wire.specs import CameraSpec, RobotSpec
 
 JOINTS = (*(f"joint_{i}.pos" for i in range(5)), "gripper.pos")
 CAMERAS = ("front", "wrist")
-HEIGHT, WIDTH = 48, 64
+# What the policy scales frames to by itself: they travel whole, and equality is to the bit
+HEIGHT, WIDTH = 24, 32
 FPS = 30.0
 TASK = "put the cube in the cup"
 SPEC = RobotSpec("test_arm", JOINTS, JOINTS, tuple(CameraSpec(c, HEIGHT, WIDTH) for c in CAMERAS), FPS)
@@ -314,17 +315,29 @@ def test_guides_a_policy_whose_weights_were_cast(smolvla_checkpoint: Path, dtype
     )
 
 
-def test_a_policy_that_only_claims_to_do_it_is_served_without(
-    smolvla_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def cannot(*_: Any, **__: Any) -> None:
-        raise ValueError("only for continuous inference")
+def no_number(*_: Any, x_t: torch.Tensor, **__: Any) -> torch.Tensor:
+    return torch.full_like(x_t, torch.nan)
 
+
+def only_continuous(*_: Any, **__: Any) -> None:
+    raise ValueError("only for continuous inference")
+
+
+@pytest.mark.parametrize(
+    ("cannot", "words"), [(only_continuous, "only for continuous inference"), (no_number, "NaN or infinity")]
+)
+def test_a_policy_that_only_claims_to_do_it_is_served_without(
+    smolvla_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cannot: Any,
+    words: str,
+) -> None:
     monkeypatch.setattr("lerobot.policies.rtc.RTCProcessor.denoise_step", cannot)
     policy = LerobotLoader("cpu").load(PolicyChoice(str(smolvla_checkpoint)), lambda _: None)
     assert not policy.spec.supports_rtc
     assert predict(policy, None).shape == (20, len(JOINTS))
-    assert "only for continuous inference" in caplog.text
+    assert words in caplog.text
 
 
 def test_a_policy_that_cannot_do_it_is_refused_with_what_to_set(serve: Serve, act_checkpoint: Path) -> None:

@@ -1,6 +1,12 @@
 """Opening, closing and forgetting sessions."""
 
+import asyncio
+import base64
+import string
+import threading
+import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from tests.service.conftest import Serve
@@ -23,8 +29,11 @@ from tests.service.fakes import (
 )
 
 from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service import failures
+from longarm_service.app import Service, StartupError
 from longarm_service.server import is_allowed
 from longarm_service.sessions import composed_renames
+from longarm_service.settings import ServiceSettings
 from longarm_wire.errors import Reason
 from longarm_wire.specs import CameraSpec, RobotSpec
 
@@ -163,10 +172,62 @@ def test_joints_in_another_order_are_refused_where_the_policy_knows_names(serve:
 
 def test_a_message_of_any_length_arrives(serve: Serve, loader: FakeLoader) -> None:
     """It travels in headers, and gRPC drops a call whose headers are too long: the robot would see no reason at all."""
-    cameras = [pb.CameraSpec(name=f"camera_{i:04}", height=1, width=1) for i in range(1500)]
+    cameras = [pb.CameraSpec(name=f"camera_{i:04}_{'x' * 110}", height=1, width=1) for i in range(16)]
     with failing(Reason.SPEC_MISMATCH, "camera_0000") as caught:
         open_session(serve().stub, robot=robot(cameras=cameras))
-    assert len(caught[0].message) <= 2000
+    assert 1900 <= len(caught[0].message) <= 2100
+
+
+@pytest.mark.parametrize("letter", ["前", "é", "%", "\n", "\0", "🤖"])
+def test_a_message_in_any_language_arrives(serve: Serve, letter: str) -> None:
+    """What counts is how many bytes it takes on the way: of a Chinese letter, thirteen."""
+    cameras = [pb.CameraSpec(name=letter * 60 + str(i), height=1, width=1) for i in range(16)]
+    with failing(Reason.SPEC_MISMATCH, "does not fit the policy") as caught:
+        open_session(serve().stub, robot=robot(cameras=cameras))
+    assert caught[0].message.endswith("…")
+    assert len(caught[0].message) >= 250
+
+
+@pytest.mark.parametrize("letter", ["a", "前", "%", "🤖", "\udcff"])
+@pytest.mark.parametrize("count", [0, 1, 270, 350, 360, 640, 2000, 2020, 100_000])
+def test_a_message_is_shortened_to_whole_characters(letter: str, count: int) -> None:
+    message = failures.shortened(letter * count)
+    data = message.encode()
+    assert len(quote(data, safe=string.punctuation.replace("%", ""))) + len(base64.b64encode(data)) < 7000
+    if message.endswith("…"):
+        assert set(message[:-1]) <= {letter, "?"}
+        assert len(message) > 200
+    else:
+        assert len(message) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"robot": robot(action_names=[f"joint {i}" for i in range(257)])}, "at most 256 action names, found 257"),
+        ({"robot": robot(state_names=[f"joint {i}" for i in range(9999)])}, "at most 256 state names, found 9999"),
+        ({"robot": robot(cameras=[pb.CameraSpec(name=str(i)) for i in range(17)])}, "at most 16 cameras, found 17"),
+        ({"robot": robot(action_names=["x" * 129])}, "action names of at most 128 characters, found 129"),
+        ({"robot": robot(cameras=[pb.CameraSpec(name="x" * 129)])}, "cameras of at most 128 characters, found 129"),
+        ({"robot": robot(robot_type="x" * 129)}, "at most 128 characters"),
+        ({"rename_map": {str(i): "" for i in range(17)}}, "at most 16 entries, found 17"),
+        ({"rename_map": {"x" * 200: ""}}, "entries of rename_map of at most 128 characters"),
+        ({"rename_map": {"": "x" * 200}}, "entries of rename_map of at most 128 characters"),
+        ({"task": "x" * 4097}, "task of at most 4096 characters"),
+        ({"name": "x" * 4097}, "pretrained_name_or_path of at most 4096 characters"),
+        ({"revision": "x" * 257}, "revision"),
+        ({"policy_type": "x" * 257}, "policy_type"),
+        ({"device": "x" * 257}, "device"),
+        ({"dtype": "x" * 257}, "dtype"),
+    ],
+)
+def test_what_a_robot_states_is_bounded(
+    serve: Serve, loader: FakeLoader, changes: dict[str, object], words: str
+) -> None:
+    """Names are compared with each other: 42 KB of them took ten seconds, in which no robot was answered."""
+    with failing(Reason.INVALID_REQUEST, words):
+        open_session(serve().stub, **changes)
+    assert loader.loads == []
 
 
 def test_a_rename_map_is_applied(serve: Serve) -> None:
@@ -195,6 +256,13 @@ def test_a_checkpoint_keeps_the_rename_map_it_was_trained_with(serve: Serve, loa
         ({"a": "x"}, {"b": "x"}, ["a", "b"], {"b": "x"}),
         ({"a": "x"}, {}, ["a", "x"], {}),
         ({"a": "x", "b": "y"}, {"c": "y"}, ["a", "b", "c"], {"a": "x", "c": "y"}),
+        # Names that change places
+        ({"a": "b", "b": "a"}, {}, ["a", "b"], {"a": "b", "b": "a"}),
+        ({"a": "b", "b": "c"}, {}, ["a", "b"], {"a": "b", "b": "c"}),
+        ({"a": "b", "b": "c"}, {}, ["a", "b", "c"], {}),
+        ({"a": "b", "b": "a"}, {"a": "a"}, ["a", "b"], {"a": "a"}),
+        ({"a": "b"}, {"b": "c"}, ["a", "b"], {"a": "b", "b": "c"}),
+        ({"a": "a"}, {}, ["a"], {}),
     ],
 )
 def test_what_a_robot_asks_for_goes_over_what_the_checkpoint_saved(
@@ -214,6 +282,42 @@ def test_only_allowed_policies_are_loaded(serve: Serve, loader: FakeLoader) -> N
     with failing(Reason.POLICY_NOT_ALLOWED, "'someone/else'", "lab/*"):
         open_session(stub, "someone/else")
     assert [choice.pretrained_name_or_path for choice in loader.loads] == ["house", "lab/act"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "revision", "allowed"),
+    [
+        (("lab/act",), "", True),
+        (("lab/*",), "main", True),
+        # Anybody may open a pull request on the hub, and its commits can be asked for by their hash
+        (("lab/act",), "refs/pr/7", False),
+        (("lab/*",), "0123456789" * 4, False),
+        (("lab/act@v1",), "v1", True),
+        (("lab/act@v1",), "v2", False),
+        (("lab/act@v1",), "", False),
+        (("lab/act@v*", "lab/act"), "", True),
+        (("lab/*@*",), "refs/pr/7", True),
+        (("*",), "v1", False),
+    ],
+)
+def test_a_revision_is_allowed_by_a_pattern_of_its_own(
+    serve: Serve, loader: FakeLoader, patterns: tuple[str, ...], revision: str, allowed: bool
+) -> None:
+    stub = serve(allowed_policies=patterns).stub
+    if allowed:
+        assert open_session(stub, "lab/act", revision=revision).session_id
+        return
+    with failing(Reason.POLICY_NOT_ALLOWED, "'lab/act'", f"'{revision}'" if revision else "", patterns[0]):
+        open_session(stub, "lab/act", revision=revision)
+    assert loader.loads == []
+
+
+def test_a_revision_in_the_name_is_no_way_around(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve(allowed_policies=("lab/*", "house@v1")).stub
+    for name in ("house@v1@main", "house", "lab@v1/act"):
+        with failing(Reason.POLICY_NOT_ALLOWED):
+            open_session(stub, name)
+    assert loader.loads == []
 
 
 def test_a_directory_is_allowed_by_where_it_lies(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -248,6 +352,46 @@ def test_there_are_no_more_sessions_than_allowed(serve: Serve) -> None:
     service.stub.CloseSession(pb.CloseSessionRequest(session_id=first.session_id))
     assert open_session(service.stub).session_id
     assert service.metric("sessions") == 2
+
+
+def test_where_there_is_no_room_the_session_idle_for_longest_makes_some(serve: Serve) -> None:
+    """Callers that hang up while a session is opened for them, or die, leave it behind, and others were kept out."""
+    clock = Clock()
+    service = serve(max_session_count=3, clock=clock)
+    used = open_session(service.stub)
+    for _ in range(2):
+        left_behind = service.stub.OpenSession(opening())
+        while not next(left_behind).HasField("session"):
+            pass
+        left_behind.cancel()
+    # Those that the service saw hang up are closed at once. Whoever has heard the end is not seen
+    while service.stub.GetServiceInfo(pb.GetServiceInfoRequest()).session_count < 3:
+        open_session(service.stub)
+    clock.now += 29
+    stay = service.stub.PredictChunk(observation(used))
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub)
+    clock.now += 1
+    one, other = open_session(service.stub), open_session(service.stub)
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub)
+    for session in (used, one, other):
+        assert service.stub.PredictChunk(observation(session, sequence=stay.sequence + 1)).step_count
+
+
+def test_no_more_sessions_are_being_opened_than_there_may_be(serve: Serve, loader: FakeLoader) -> None:
+    service = serve(max_session_count=2)
+    loader.gate.clear()
+    calls = [service.stub.OpenSession(opening()) for _ in range(2)]
+    for call in calls:
+        next(call)
+    loader.wait_until_loading()
+    with failing(Reason.TOO_MANY_SESSIONS, "for 2 robots already"):
+        open_session(service.stub)
+    calls[0].cancel()
+    loader.gate.set()
+    assert [*calls[1]][-1].HasField("session")
+    assert open_session(service.stub).session_id
 
 
 def test_a_closed_session_is_unknown_and_closing_again_succeeds(serve: Serve) -> None:
@@ -298,6 +442,91 @@ def test_a_policy_in_use_never_makes_room(serve: Serve, loader: FakeLoader) -> N
     service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
     open_session(service.stub, "two")
     assert loaded(service) == ["two"]
+
+
+def test_a_load_that_nobody_waits_for_makes_room(serve: Serve, loader: FakeLoader) -> None:
+    """Else whoever asks and hangs up keeps the others out."""
+    service = serve(max_loaded_policies=1)
+    loader.gate.clear()
+    call = service.stub.OpenSession(opening("one"))
+    loader.wait_until_loading()
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub, "two")
+    call.cancel()
+    (entry,) = service.service._shelf._entries.values()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while entry.use_count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # Refused at once, or let in now
+    threading.Timer(0.5, loader.gate.set).start()
+    open_session(service.stub, "two")
+    assert loaded(service) == ["two"]
+    assert service.metric("policies_loaded") == 1
+
+
+def test_a_preloaded_policy_never_makes_room(serve: Serve, loader: FakeLoader) -> None:
+    """Else anybody could have the robots that come next wait for a load."""
+    service = serve(max_loaded_policies=2, preload=("house",))
+    for name in ("one", "two"):
+        session = open_session(service.stub, name)
+        service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    assert loaded(service) == ["house", "two"]
+    # Nor when it changed on disk
+    loader.outdated.add("house")
+    session = open_session(service.stub, "house")
+    service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    open_session(service.stub, "three")
+    assert loaded(service) == ["house", "three"]
+
+
+def test_more_to_preload_than_may_be_loaded_is_a_startup_error(loader: FakeLoader) -> None:
+    settings = ServiceSettings(port=0, metrics_port=0, max_loaded_policies=1, preload=("house", "garden"))
+
+    async def start() -> None:
+        async with Service(settings, lambda: loader) as service:
+            await service.prepare()
+
+    with pytest.raises(StartupError, match="max_loaded_policies"):
+        asyncio.run(start())
+
+
+def test_a_revision_may_be_preloaded(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve(preload=("lab/act@v1",)).stub
+    assert open_session(stub, "lab/act", revision="v1").session_id
+    assert [(choice.pretrained_name_or_path, choice.revision) for choice in loader.loads] == [("lab/act", "v1")]
+
+
+def test_one_policy_is_loaded_once_however_it_is_spelled(
+    serve: Serve, loader: FakeLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "act").mkdir()
+    (tmp_path / "link").symlink_to("act")
+    monkeypatch.chdir(tmp_path)
+    stub = serve(preload=("act/",)).stub
+    real = str(tmp_path / "act")
+    for name in (
+        real,
+        f"{real}/",
+        f"{real}//",
+        f"{tmp_path}/./act",
+        f"{tmp_path}/link/../act",
+        f"{tmp_path}/link",
+        "act",
+    ):
+        session = open_session(stub, name)
+        assert session.fingerprint.pretrained_name_or_path == real
+    assert [choice.pretrained_name_or_path for choice in loader.loads] == [real]
+
+
+def test_one_commit_is_loaded_once_however_it_is_named(serve: Serve, loader: FakeLoader) -> None:
+    stub = serve().stub
+    for revision in ("", "main", "", FakeLoader.COMMIT):
+        assert open_session(stub, "lab/act", revision=revision).fingerprint.revision == FakeLoader.COMMIT
+    assert len(loader.loads) == 1
+    open_session(stub, "lab/other", revision=FakeLoader.COMMIT)
+    open_session(stub, "lab/act", revision="another")
+    open_session(stub, "lab/act", revision=FakeLoader.COMMIT, dtype="bfloat16")
+    assert len(loader.loads) == 4
 
 
 def test_failed_openings_use_nothing_up(serve: Serve) -> None:

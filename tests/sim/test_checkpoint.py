@@ -9,6 +9,7 @@ from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file
 
+from lerobot_robot_longarm_sim import LongarmSimConfig
 from lerobot_robot_longarm_sim.checkpoint import main, make_checkpoint
 from lerobot_robot_longarm_sim.joints import HOME, JOINTS
 from lerobot_robot_longarm_sim.plain_renderer import PlainRenderer
@@ -64,8 +65,9 @@ def test_config_says_what_the_arm_has(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["type"] == "act"
     assert config["input_features"]["observation.state"]["shape"] == [6]
-    assert config["input_features"]["observation.images.front"]["shape"] == [3, 240, 320]
-    assert config["input_features"]["observation.images.wrist"]["shape"] == [3, 240, 320]
+    arm = LongarmSimConfig()
+    assert config["input_features"]["observation.images.front"]["shape"] == [3, arm.height, arm.width]
+    assert config["input_features"]["observation.images.wrist"]["shape"] == [3, arm.height, arm.width]
     assert config["output_features"]["action"]["shape"] == [6]
     assert config["pretrained_backbone_weights"] is None
 

@@ -31,8 +31,8 @@ def test_features_are_those_of_an_so101_with_two_cameras(tmp_path):
     joints = [f"{joint}.pos" for joint in JOINTS]
     assert list(arm.action_features) == joints
     assert list(arm.observation_features) == [*joints, "front", "wrist"]
-    assert arm.observation_features["front"] == arm.observation_features["wrist"] == (480, 640, 3)
-    assert (arm.cameras["front"].height, arm.cameras["front"].width) == (480, 640)
+    assert arm.observation_features["front"] == arm.observation_features["wrist"] == (240, 320, 3)
+    assert (arm.cameras["front"].height, arm.cameras["front"].width) == (240, 320)
 
 
 def test_lerobot_makes_it_from_its_config(tmp_path):

@@ -85,6 +85,15 @@ def test_stopping_takes_less_than_systemd_allows() -> None:
     assert float(values("longarm-service.service", "TimeoutStopSec")[0]) > 2 * drain
 
 
+def test_no_unit_takes_the_whole_machine() -> None:
+    for unit in ("longarm-service.service", "longarm-edge.service"):
+        (memory,), (tasks,) = values(unit, "MemoryMax"), values(unit, "TasksMax")
+        assert 50 <= int(memory.removesuffix("%")) <= 90
+        assert int(tasks) <= 4096
+    for run in re.findall(r"docker run(.*)", (DEPLOY / "longarm-edge-docker.service").read_text().replace("\\\n", "")):
+        assert " --memory 8g --pids-limit 2048 " in run
+
+
 def test_the_edge_may_have_the_priority_that_it_asks_for() -> None:
     """Whether the kernel grants it is not tested: real-time limits do not apply in a container."""
     assert values("longarm-edge.service", "LimitRTPRIO") == [str(FIFO_PRIORITY)]

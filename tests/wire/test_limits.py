@@ -14,6 +14,11 @@ def test_the_limit_is_every_frame_raw_and_the_overhead() -> None:
     assert limits.max_request_bytes([]) == limits.OVERHEAD_BYTES
 
 
+def test_a_session_may_send_no_more_than_the_service_accepts() -> None:
+    cameras = [CameraSpec(name, 2000, 4000) for name in ("front", "wrist")]
+    assert limits.max_request_bytes(cameras) == limits.MAX_REQUEST_BYTES
+
+
 @pytest.mark.parametrize(
     ("codec", "quality"), [(images.Codec.RAW, 90), (images.Codec.PNG, 90), (images.Codec.JPEG, 100)]
 )

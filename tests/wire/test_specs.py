@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,14 +31,15 @@ POLICY = PolicySpec(
     cameras={FRONT: (480, 640), WRIST: (240, 320)},
     chunk_size=100,
     action_names=JOINTS,
-    fps=30,
 )
 
 
-def problems(robot: RobotSpec, policy: PolicySpec, rename_map: dict[str, str] | None = None) -> list[str]:
+def problems(
+    robot: RobotSpec, policy: PolicySpec, rename_map: dict[str, str] | None = None, masked: Sequence[str] = ()
+) -> list[str]:
     """Returns the problems that the refusal lists."""
     with pytest.raises(WireError) as refused:
-        agree(robot, policy, rename_map or {})
+        agree(robot, policy, rename_map or {}, masked)
     assert refused.value.reason is Reason.SPEC_MISMATCH
     head, *lines = refused.value.message.split("\n")
     assert head == f"The robot ({robot.robot_type}) does not fit the policy ({policy.policy_type}):"
@@ -57,8 +60,8 @@ def test_what_fits_is_agreed() -> None:
     assert agreement.policy_keys == {"front": FRONT, "wrist": WRIST}
 
 
-def test_a_policy_that_tells_no_names_and_no_fps_fits_by_count() -> None:
-    agree(replace(ROBOT, fps=15), replace(POLICY, action_names=None, fps=None), {})
+def test_a_policy_that_tells_no_names_fits_by_count() -> None:
+    agree(ROBOT, replace(POLICY, action_names=None), {})
 
 
 def test_a_renamed_camera_keeps_the_robot_name_on_the_wire() -> None:
@@ -68,8 +71,9 @@ def test_a_renamed_camera_keeps_the_robot_name_on_the_wire() -> None:
 
 
 def test_two_cameras_may_swap_names() -> None:
-    agreement = agree(ROBOT, replace(POLICY, cameras={FRONT: (1, 2), WRIST: (3, 4)}), {FRONT: WRIST, WRIST: FRONT})
-    assert agreement.cameras == (CameraSpec("wrist", 1, 2), CameraSpec("front", 3, 4))
+    agreement = agree(ROBOT, POLICY, {FRONT: WRIST, WRIST: FRONT})
+    assert agreement.cameras == ROBOT.cameras[::-1]
+    assert agreement.policy_keys == {"wrist": FRONT, "front": WRIST}
 
 
 def test_a_missing_camera_names_the_rename_that_mends_it() -> None:
@@ -118,6 +122,39 @@ def test_too_few_cameras() -> None:
     assert "It has none." in problems(replace(ROBOT, cameras=()), policy)[0]
 
 
+def test_a_policy_that_masks_cameras_may_be_told_to_do_without_one() -> None:
+    policy = replace(POLICY, masks_missing_cameras=True, cameras=dict.fromkeys((FRONT, TOP, SIDE), (1, 1)))
+    lines = problems(ROBOT, policy, {WRIST: SIDE})
+    assert lines[0].endswith(f'Add a camera to --robot.cameras, or let the policy do without: masked_cameras=["{TOP}"]')
+    agreement = agree(ROBOT, policy, {WRIST: SIDE}, [TOP])
+    assert agreement.policy_keys == {"front": FRONT, "wrist": SIDE}
+    assert [camera.name for camera in agreement.cameras] == ["front", "wrist"]
+
+
+def test_what_is_offered_to_be_masked_is_all_that_is_missing() -> None:
+    policy = replace(POLICY, masks_missing_cameras=True, cameras=dict.fromkeys((FRONT, WRIST, TOP, SIDE), (1, 1)))
+    lines = problems(ROBOT, policy)
+    (named,) = {line.partition("masked_cameras=")[2] for line in lines}
+    assert agree(ROBOT, policy, {}, json.loads(named)).cameras
+
+
+@pytest.mark.parametrize(
+    ("masked", "words"),
+    [
+        ([SIDE], f"masked_cameras names {SIDE!r}, which the policy does not look at. It looks at {FRONT}, {WRIST}."),
+        ([FRONT, WRIST], f"masked_cameras leaves the policy none of its cameras: {FRONT}, {WRIST}."),
+    ],
+)
+def test_what_cannot_be_masked_is_named(masked: list[str], words: str) -> None:
+    assert words in problems(ROBOT, replace(POLICY, masks_missing_cameras=True), masked=masked)
+
+
+def test_a_policy_that_needs_its_cameras_masks_none() -> None:
+    assert problems(ROBOT, POLICY, masked=[WRIST]) == [
+        "A policy of type 'act' needs all of its cameras. Leave masked_cameras out."
+    ]
+
+
 def test_an_extra_camera_is_left_out() -> None:
     agreement = agree(ROBOT, replace(POLICY, cameras={WRIST: (240, 320)}), {})
     assert [camera.name for camera in agreement.cameras] == ["wrist"]
@@ -128,9 +165,18 @@ def test_a_policy_without_cameras_gets_none() -> None:
     assert agree(ROBOT, replace(POLICY, cameras={}), {}).cameras == ()
 
 
-def test_frames_travel_in_the_size_that_the_policy_wants() -> None:
+def test_frames_travel_whole_and_a_camera_unlike_the_training_data_is_said() -> None:
     agreement = agree(ROBOT, replace(POLICY, cameras={FRONT: (224, 224), WRIST: (240, 320)}), {})
-    assert agreement.cameras == (CameraSpec("front", 224, 224), CameraSpec("wrist", 240, 320))
+    assert agreement.cameras == ROBOT.cameras
+    (note,) = agreement.notes
+    assert note.startswith(f"Camera 'front' gives 640x480 and the policy's configuration names 224x224 for {FRONT!r}")
+    assert agree(ROBOT, POLICY, {}).notes == ()
+
+
+def test_frames_travel_as_a_policy_would_scale_them() -> None:
+    agreement = agree(ROBOT, replace(POLICY, cameras={TOP: (224, 224)}, frame_box=(224, 224)), {WRIST: TOP})
+    assert agreement.cameras == (CameraSpec("wrist", 168, 224),)
+    assert agreement.notes == ()
 
 
 def test_an_empty_camera_is_no_camera() -> None:
@@ -193,10 +239,23 @@ def test_a_misnamed_joint_names_the_nearest() -> None:
     ]
 
 
-def test_another_fps() -> None:
-    assert problems(replace(ROBOT, fps=50), POLICY) == [
-        "The policy was trained at 30 fps and the robot runs at 50. Set fps=30."
-    ]
+def test_of_many_misfits_as_many_are_told_as_a_person_reads() -> None:
+    names = tuple(f"joint_{i}" for i in range(250))
+    lines = problems(replace(ROBOT, action_names=names), POLICY)
+    assert len(lines) == 6 + 8 + 1
+    assert lines[-1] == "The robot has 242 more actions that the policy does not have."
+
+
+def test_the_time_to_compare_grows_with_the_names_alone() -> None:
+    """Names made for difflib, whose time grows with the cube of their length, took seconds a piece."""
+    names = tuple(f"{'ab' * 30}{i:03}{'ba' * 30}" for i in range(256))
+    wanted = tuple(f"{'ba' * 30}{i:03}{'ab' * 30}" for i in range(256))
+    cameras = tuple(CameraSpec(name[:100], 1, 1) for name in names[:16])
+    renames = {f"{FRONT}{name[:100]}": name for name in names[-16:]}
+    policy = replace(POLICY, action_names=wanted, cameras=dict.fromkeys(wanted[:16], (1, 1)))
+    begun = time.thread_time()
+    problems(replace(ROBOT, action_names=names, cameras=cameras), policy, renames)
+    assert time.thread_time() - begun < 2
 
 
 def test_a_policy_that_looks_at_no_state_gets_none() -> None:
@@ -205,13 +264,13 @@ def test_a_policy_that_looks_at_no_state_gets_none() -> None:
 
 
 def test_every_problem_is_listed_at_once() -> None:
-    robot = replace(ROBOT, action_names=JOINTS[::-1], state_names=JOINTS[:4], fps=25)
+    robot = replace(ROBOT, action_names=JOINTS[::-1], state_names=JOINTS[:4])
     policy = replace(POLICY, cameras={TOP: (1, 1), SIDE: (1, 1), WRIST: (1, 1)})
     lines = problems(robot, policy, {"observation.images.nope": TOP})
-    for word in ("another order", "6 state values", "30 fps", "observation.images.nope", repr(TOP), repr(SIDE)):
+    for word in ("another order", "6 state values", "observation.images.nope", repr(TOP), repr(SIDE)):
         assert any(word in line for line in lines), word
-    assert "no camera left" in lines[5]
-    assert len(lines) == 7
+    assert "no camera left" in lines[4]
+    assert len(lines) == 6
 
 
 def test_a_robot_spec_survives_the_wire() -> None:

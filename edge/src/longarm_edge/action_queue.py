@@ -12,8 +12,10 @@ import numpy as np
 Aggregate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # How an action of the old chunk and one of the new chunk for the same step become one. Names and weights are those
-# of LeRobot's async_inference.configs.AGGREGATE_FUNCTIONS, but for the last
+# of LeRobot's async_inference.configs.AGGREGATE_FUNCTIONS, but for the first and the last
 AGGREGATE_FUNCTIONS: Mapping[str, Aggregate] = {
+    # As the policy's configuration has it: see ActionQueue.temporal_ensemble_coeff
+    "auto": lambda _old, new: new,
     "latest_only": lambda _old, new: new,
     "weighted_average": lambda old, new: 0.3 * old + 0.7 * new,
     "average": lambda old, new: 0.5 * old + 0.5 * new,
@@ -21,6 +23,8 @@ AGGREGATE_FUNCTIONS: Mapping[str, Aggregate] = {
     # Real-time chunking: the policy itself has made the new chunk follow the old one
     "rtc": lambda _old, new: new,
 }
+# Above it exp() fails; an old chunk that counts so much more than a new one counts alone
+MAX_EXPONENT = 700.0
 
 
 class Drop(StrEnum):
@@ -69,6 +73,7 @@ class QueuedAction:
       captured_at: Capture of the observation behind it.
       sequence: Request whose reply it came with.
       model_values: As the policy made it, shape (model_action_dim,). None without real-time chunking.
+      weight: That of all chunks behind it, where the newest one's is 1. For temporal ensembling.
     """
 
     step: int
@@ -76,6 +81,7 @@ class QueuedAction:
     captured_at: float
     sequence: int
     model_values: np.ndarray | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,12 @@ class ActionQueue:
     since its observation. So there is never a gap, and all that is queued is as old as the newest chunk.
 
     Every method is atomic: no interleaving of merges and takes executes a step twice, out of order, or leaves one out.
+
+    Attributes:
+      max_action_age: Seconds from capture after which an action is never executed.
+      temporal_ensemble_coeff: ACT's: an action is the mean of all chunks that have one for its step, each weighted with
+        exp(-coefficient * steps since the oldest). None to aggregate as the queue was made to. To be set before the
+        first merge.
     """
 
     def __init__(self, aggregate: Aggregate, max_action_age: float) -> None:
@@ -113,6 +125,7 @@ class ActionQueue:
           max_action_age: Seconds from capture after which an action is never executed.
         """
         self.max_action_age = max_action_age
+        self.temporal_ensemble_coeff: float | None = None
         self._aggregate = aggregate
         self._lock = threading.Lock()
         self._coming: deque[QueuedAction] = deque()
@@ -120,6 +133,7 @@ class ActionQueue:
         self._epoch = 0
         self._episode = 0
         self._newest_sequence = 0
+        self._newest_chunk_step = 0
         self._drops: Counter[Drop] = Counter()
 
     @property
@@ -181,14 +195,25 @@ class ActionQueue:
             merged: deque[QueuedAction] = deque()
             for offset in range(late, steps):
                 old = self._coming.popleft() if self._coming else None
-                new = chunk.actions[offset]
-                values = new if old is None else self._aggregate(old.values, new)
+                values, weight = self._merged(old, chunk.actions[offset], chunk.step - self._newest_chunk_step)
                 model_values = None if chunk.model_actions is None else chunk.model_actions[offset]
                 step = chunk.step + offset
-                merged.append(QueuedAction(step, values, chunk.captured_at, chunk.sequence, model_values))
+                merged.append(QueuedAction(step, values, chunk.captured_at, chunk.sequence, model_values, weight))
             self._drops[Drop.REPLACED] += len(self._coming)
             self._coming = merged
+            self._newest_chunk_step = chunk.step
             return None
+
+    def _merged(self, old: QueuedAction | None, new: np.ndarray, steps_between: int) -> tuple[np.ndarray, float]:
+        """Returns what becomes of the old and the new action of a step, and its weight."""
+        if old is None:
+            return new, 1.0
+        if self.temporal_ensemble_coeff is None:
+            return self._aggregate(old.values, new), 1.0
+        # LeRobot asks at every step and counts chunks; to count steps is the same there, and where a chunk comes now
+        # and then each still counts for what it would
+        weight = old.weight * math.exp(min(self.temporal_ensemble_coeff * steps_between, MAX_EXPONENT))
+        return old.values + (new - old.values) * (1 / (1 + weight)), 1 + weight
 
     def take(self, now: float) -> tuple[QueuedAction | None, bool]:
         """Removes and returns the next action, and whether there were actions that are too old to execute.
@@ -245,6 +270,6 @@ class ActionQueue:
         with self._lock:
             self._drops[Drop.REPLACED] += len(self._coming)
             self._coming.clear()
-            self._next_step = 0
+            self._next_step = self._newest_chunk_step = 0
             self._episode += 1
             return self._episode

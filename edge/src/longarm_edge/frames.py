@@ -1,4 +1,4 @@
-"""Camera frames as a session wants them: in the policy's size, packed."""
+"""Camera frames as a session wants them: in the size that it names, packed."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ def pack_frame(camera: CameraSpec, frame: np.ndarray, codec: images.Codec, quali
       quality: JPEG quality, 1 to 100.
     """
     if frame.shape[:2] != (camera.height, camera.width):
-        # As stock async inference resizes on its server: bilinear, no antialiasing, aspect not kept
+        # As the policies resize that would do it otherwise: bilinear between centres of pixels, no antialiasing
         frame = cv2.resize(frame, (camera.width, camera.height), interpolation=cv2.INTER_LINEAR)
     data = images.encode(frame, codec, quality=quality)
     return pb.Image(camera=camera.name, codec=CODECS[codec], height=camera.height, width=camera.width, data=data)

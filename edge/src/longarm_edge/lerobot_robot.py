@@ -181,9 +181,10 @@ class LeRobotRobot:
                 raw = self._robot.get_observation()
         self._check_complete(raw, (*self.spec.state_names, *(c.name for c in self.spec.cameras)))
         images = {camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras}
-        for name, frame in images.items():
-            if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-                raise ConnectionError(f"Camera {name} gave a frame of shape {frame.shape}, not (height, width, 3)")
+        for spec in self.spec.cameras:
+            # What is of another size would have to be squeezed into the one that is agreed with the policy
+            if (found := images[spec.name].shape) != (*spec.size, 3):
+                raise ConnectionError(f"Camera {spec.name} gave a frame of shape {found}, not {(*spec.size, 3)}")
         return RobotReading(self._state(raw), images, step=step)
 
     def read_state(self) -> np.ndarray:

@@ -168,9 +168,17 @@ class Planner:
         reply, _, call_seconds = self.client.predict(
             self.session, reading, episode=self.queue.episode, tick=0, timeout=self.warm_up_timeout
         )
-        check_chunk(reply.actions, self.session.action_dim)
+        self._check(reply)
+        # An episode of its own: a policy that remembers forgets it
+        self.queue.begin_episode()
         # What comes once, such as compiling, may take longer than any answer is waited for
         self.link.answers_take(min(call_seconds, self.request_timeout))
+
+    def _check(self, reply: Reply) -> None:
+        """Returns if reply may be executed. Raises RejectedChunkError."""
+        check_chunk(reply.actions, self.session.action_dim)
+        if reply.model_actions is not None:
+            check_chunk(reply.model_actions, self.session.model_action_dim)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -235,9 +243,7 @@ class Planner:
             return
         reply, encode_seconds, call_seconds = answer
         try:
-            check_chunk(reply.actions, self.session.action_dim)
-            if reply.model_actions is not None:
-                check_chunk(reply.model_actions, self.session.model_action_dim)
+            self._check(reply)
         except RejectedChunkError as error:
             self._failed(Observation.REJECTED, str(error))
             return

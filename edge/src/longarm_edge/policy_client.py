@@ -1,6 +1,7 @@
 """The edge's side of the wire: a session with the policy service, one request in flight."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ class PolicyChoice:
     device: str = ""
     dtype: str = ""
     rename_map: Mapping[str, str] = field(default_factory=dict)
+    masked_cameras: tuple[str, ...] = ()
     actions_per_chunk: int = 0
     task: str = ""
     rtc: RtcConfig | None = None
@@ -62,6 +64,7 @@ class PolicyChoice:
             device=settings.policy_device,
             dtype=settings.dtype,
             rename_map=settings.rename_map,
+            masked_cameras=settings.masked_cameras,
             actions_per_chunk=settings.actions_per_chunk,
             task=settings.task,
             rtc=settings.rtc.config if settings.aggregate_fn_name is AggregateName.RTC else None,
@@ -81,6 +84,9 @@ class Session:
       chunk_size: Actions per chunk.
       model_action_dim: Values of one model-space action, where the session uses real-time chunking; else 0.
       reply_secret: What every reply of the session carries.
+      notes: What the service says that a person should know, each with what to do about it.
+      n_action_steps: Actions that LeRobot itself executes of a chunk before it asks anew; 0 if unknown.
+      temporal_ensemble_coeff: What the policy's configuration says of it; None if nothing.
     """
 
     session_id: str
@@ -91,6 +97,9 @@ class Session:
     chunk_size: int
     model_action_dim: int = 0
     reply_secret: bytes = field(default=b"", repr=False)
+    notes: tuple[str, ...] = ()
+    n_action_steps: int = 0
+    temporal_ensemble_coeff: float | None = None
 
 
 @dataclass(frozen=True)
@@ -182,18 +191,24 @@ class PolicyClient:
             dtype=choice.dtype,
             robot=robot.to_proto(),
             rename_map=choice.rename_map,
+            masked_cameras=choice.masked_cameras,
             actions_per_chunk=choice.actions_per_chunk,
             task=choice.task,
             rtc=choice.rtc.to_proto() if choice.rtc is not None else None,
         )
+        description = None
         try:
+            # To the end: a service takes one that hangs up before for gone, and closes the session
             for response in self._stub.OpenSession(request, timeout=timeout):
                 if response.HasField("session"):
-                    return _checked_session(response.session, robot, choice.rtc)
-                on_progress(response.progress)
+                    description = response.session
+                else:
+                    on_progress(response.progress)
         except grpc.RpcError as error:
             raise _translated(error, self.name, timeout) from error
-        raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
+        if description is None:
+            raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
+        return _checked_session(description, robot, choice.rtc)
 
     def predict(
         self,
@@ -349,6 +364,9 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: 
         )
     if misfits := [f"{c.name} {c.width}x{c.height}" for c in description.cameras if not images.fits(c.height, c.width)]:
         raise WireError(Reason.SPEC_MISMATCH, f"The service asks for frames that cannot be sent: {', '.join(misfits)}")
+    coefficient = description.temporal_ensemble_coeff if description.HasField("temporal_ensemble_coeff") else None
+    if coefficient is not None and not math.isfinite(coefficient):
+        raise WireError(Reason.SPEC_MISMATCH, f"Expected a finite temporal_ensemble_coeff, found {coefficient}")
     if rtc is not None and (not description.supports_rtc or description.model_action_dim < 1):
         raise WireError(
             Reason.RTC_UNSUPPORTED,
@@ -363,6 +381,9 @@ def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: 
         chunk_size=description.chunk_size,
         model_action_dim=description.model_action_dim if rtc is not None else 0,
         reply_secret=description.reply_secret,
+        notes=tuple(description.notes),
+        n_action_steps=description.n_action_steps,
+        temporal_ensemble_coeff=coefficient,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from longarm_edge import as_configured
 from longarm_edge import console as terminal
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
 from longarm_edge.arm import Arm
@@ -195,6 +196,11 @@ class Run:
             session.chunk_size,
             ", ".join(f"{c.name} {c.width}x{c.height}" for c in session.cameras) or "none",
         )
+        for note in session.notes:
+            logger.warning("%s", note)
+        self.queue.temporal_ensemble_coeff = as_configured.temporal_ensemble_coeff(session, settings)
+        if remark := as_configured.remark(session, settings):
+            logger.info("%s", remark)
         signal = TickSignal()
 
         def after_tick() -> None:

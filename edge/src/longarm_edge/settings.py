@@ -22,6 +22,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class AggregateName(StrEnum):
     """Names of action_queue.AGGREGATE_FUNCTIONS."""
 
+    AUTO = "auto"
     LATEST_ONLY = "latest_only"
     WEIGHTED_AVERAGE = "weighted_average"
     AVERAGE = "average"
@@ -153,22 +154,27 @@ class EdgeSettings(ProcessSettings):
     rename_map: dict[str, str] = Field(default_factory=dict)
     """From the robot's observation keys to the policy's, as JSON: {"observation.images.front":
     "observation.images.top"}."""
+    masked_cameras: tuple[str, ...] = ()
+    """The policy's cameras that it is to do without, as JSON: ["observation.images.wrist"]. For policies that mask what
+    is missing (smolvla, pi0, pi05, pi0_fast, xvla)."""
     task: str = ""
     """Instruction for language-conditioned policies."""
 
     fps: Annotated[float, Field(gt=0, le=1000)] = 30.0
     """Ticks of the control loop per second. The rate the policy was trained at."""
     actions_per_chunk: Annotated[int, Field(ge=0)] = 0
-    """Most actions to take of each chunk. 0: all that the policy gives."""
+    """Most actions to take of each chunk. 0: all that the policy gives, also where its n_action_steps is less: those
+    beyond are for when the next chunk is late."""
     replan: Replan = Replan.AUTO
     """When to ask for a fresh chunk: auto (a short rest after the last one came, whatever the link), threshold, or
     continuous (as soon as the last one came). Where an answer takes as long as a chunk lasts: when the last one is
     played."""
     chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """With replan=threshold: ask when queue depth / chunk size is at most this."""
-    aggregate_fn_name: AggregateName = AggregateName.LATEST_ONLY
+    aggregate_fn_name: AggregateName = AggregateName.AUTO
     """How old and new actions for one step become one: latest_only, weighted_average, average or conservative; or rtc,
-    real-time chunking, for policies that support it (smolvla, pi0, pi05 and others)."""
+    real-time chunking, for policies that support it (smolvla, pi0, pi05 and others). auto: temporal ensembling for
+    an ACT that has a temporal_ensemble_coeff, else latest_only."""
     rtc: RtcSettings = RtcSettings()
     similarity_tolerance: Annotated[float, Field(ge=0)] = 1.0
     """An observation whose joint state is within this L2 distance of the last answered one, in robot units, and whose

@@ -16,9 +16,12 @@ from grpc_reflection.v1alpha import reflection
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
+from longarm_service import gate
+from longarm_service.failures import Context
+from longarm_service.gate import Gate
 from longarm_service.line import Clock
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import PolicyChoice, PolicyLoader
+from longarm_service.policy import PolicyLoader, choice_named, resolved
 from longarm_service.prediction import Job, Prediction, predict
 from longarm_service.server import PolicyServicer
 from longarm_service.sessions import SessionTable
@@ -62,6 +65,16 @@ class StartupError(Exception):
         self.final = final
 
 
+class _Health(health.aio.HealthServicer):
+    """Knows the names that it was told. The original remembers every name that anybody watched."""
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        """See the protocol of gRPC's health."""
+        if request.service not in ("", SERVICE_NAME):
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        await super().Watch(request, context)
+
+
 class Service:
     """A running service. Entering binds both ports and answers; prepare makes it ready; leaving drains it."""
 
@@ -89,7 +102,7 @@ class Service:
         )
         self._sessions = SessionTable(settings.max_session_count, settings.session_idle_timeout, self.metrics, clock)
         self._servicer = PolicyServicer(settings, self._shelf, self._worker, self._sessions, self.metrics)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._state = "starting"
         self._stack = contextlib.AsyncExitStack()
 
@@ -140,7 +153,7 @@ class Service:
             facts = {f"{library}_version": version for library, version in loader.library_versions.items()}
             self.metrics.describe({**facts, "device": loader.device}, loader.device_memory)
             for name in self._settings.preload:
-                lease = await self._shelf.borrow(PolicyChoice(name), lambda _: None)
+                lease = await self._shelf.borrow(resolved(choice_named(name)), lambda _: None, keep=True)
                 lease.release()
         except WireError as error:
             final = error.reason is not Reason.HUB_UNREACHABLE
@@ -171,7 +184,11 @@ class Service:
         stack.enter_context(http)
 
     async def _start_grpc(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server = grpc.aio.server(
+            interceptors=[Gate(self._sessions.knows, self.metrics)],
+            options=CHANNEL_OPTIONS,
+            maximum_concurrent_rpcs=gate.most_calls(self._settings.max_session_count),
+        )
         pb_grpc.add_PolicyServiceServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for name in ("", SERVICE_NAME):

@@ -1,32 +1,25 @@
 """Finds a LeRobot checkpoint, on disk or on the model hub, and says what exactly it is."""
 
+import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service import hub
+from longarm_service.inspection import read_json
 from longarm_service.policy import Report, is_directory
 from longarm_wire.errors import Reason, WireError
 
 CONFIG = "config.json"
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
-# What training leaves beside a policy and inference never reads
-NOT_NEEDED = ["training_state/*", "checkpoints/*", "*.mp4", "*.parquet", "*.bin", "*.pt", "*.pth"]
+HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 # Enough of each end of a weights file that two trainings cannot agree in it by chance
 SAMPLE_BYTES = 1 << 20
 
@@ -38,44 +31,75 @@ class Checkpoint:
     Attributes:
       name: As asked for.
       directory: Where it lies.
+      read_from: Where to read it from, directory unless it is as_judged.
       revision: Commit on the hub; empty for a directory.
       config: Its config.json.
       preprocessor: Its policy_preprocessor.json.
+      postprocessor: Its policy_postprocessor.json.
     """
 
     name: str
     directory: Path
+    read_from: Path
     revision: str
     config: dict[str, Any]
     preprocessor: dict[str, Any]
+    postprocessor: dict[str, Any]
 
     @property
     def policy_type(self) -> str:
         """LeRobot's type of the policy, for example "act"."""
-        return str(self.config.get("type", ""))
+        return str(self.config["type"])
+
+    @property
+    def exact_name(self) -> str:
+        """What no other checkpoint has: name and commit on the hub, or where the directory really lies."""
+        return f"{self.name}@{self.revision}" if self.revision else str(self.directory.resolve())
 
 
-def find(name: str, revision: str, report: Report) -> Checkpoint:
+def find(name: str, revision: str, report: Report, judge: Callable[[Checkpoint], None] = lambda _: None) -> Checkpoint:
     """Returns the checkpoint of this name, fetched from the hub unless it is a directory.
 
+    From the hub come first its configuration and processors, and the weights when judge has nothing against those.
+
     Raises:
-      WireError: POLICY_NOT_FOUND; HUB_UNREACHABLE; POLICY_LOAD_FAILED if a file is missing or no JSON.
+      WireError: POLICY_NOT_FOUND; HUB_UNREACHABLE; POLICY_LOAD_FAILED if a file is missing or no JSON, or there is no
+        room for it; what judge raises.
     """
     if is_directory(name):
         if revision:
             raise WireError(
                 Reason.INVALID_REQUEST, f"Expected no revision for the directory {name!r}, found {revision!r}"
             )
-        directory, commit = Path(name), ""
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        found = _opened(name, Path(name), "")
+        judge(found)
+        return found
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise WireError(Reason.POLICY_NOT_FOUND, f"There is no directory {name!r} on the service's machine.")
-    else:
-        directory = _fetch(name, revision, report)
-        commit = directory.name
+    if not HUB_NAME.fullmatch(name):
+        raise WireError(Reason.POLICY_NOT_FOUND, f"There is neither a directory nor a model on the hub named {name!r}.")
+    directory = hub.look(name, revision, report)
+    found = _opened(name, directory, directory.name)
+    judge(found)
+    hub.fetch(name, found.revision, report)
     _check_readable(directory, name)
-    return Checkpoint(
-        name, directory, commit, _read_json(directory, CONFIG, name), _read_json(directory, PREPROCESSOR, name)
-    )
+    return found
+
+
+@contextlib.contextmanager
+def as_judged(found: Checkpoint) -> Iterator[Checkpoint]:
+    """Gives found with a folder of our own to read from: its JSON as it was judged, and links to the rest.
+
+    Whoever may write into a checkpoint's folder could have LeRobot read something else there than was judged.
+    """
+    judged = {CONFIG: found.config, PREPROCESSOR: found.preprocessor, POSTPROCESSOR: found.postprocessor}
+    with tempfile.TemporaryDirectory(prefix="longarm-checkpoint-") as place:
+        for path in found.directory.iterdir():
+            if path.name not in judged:
+                (Path(place) / path.name).symlink_to(path.resolve())
+        for file, content in judged.items():
+            (Path(place) / file).write_text(json.dumps(content), encoding="utf-8")
+        yield replace(found, read_from=Path(place))
 
 
 def digest(directory: Path) -> str:
@@ -97,8 +121,19 @@ def digest(directory: Path) -> str:
     return total.hexdigest()
 
 
+def _opened(name: str, directory: Path, commit: str) -> Checkpoint:
+    _check_readable(directory, name)
+    config = _read(directory, CONFIG, name)
+    if not isinstance(config.get("type"), str):
+        raise WireError(
+            Reason.POLICY_UNSUPPORTED, f"{name!r} is no LeRobot policy: its {CONFIG} does not say of which type it is."
+        )
+    preprocessor, postprocessor = (_read(directory, file, name) for file in (PREPROCESSOR, POSTPROCESSOR))
+    return Checkpoint(name, directory, directory, commit, config, preprocessor, postprocessor)
+
+
 def _check_readable(directory: Path, name: str) -> None:
-    """Raises where safetensors would call a file missing that it may not read."""
+    """Raises where safetensors would call a file missing that it may not read, or wait for a pipe."""
     for path in [directory, *directory.glob("*.json"), *directory.glob("*.safetensors")]:
         if not os.access(path, os.R_OK):
             raise WireError(
@@ -106,21 +141,19 @@ def _check_readable(directory: Path, name: str) -> None:
                 f"The checkpoint {name!r} cannot be read by the service, which runs as user {os.getuid()}: {path}. "
                 f"LeRobot saves weights for their owner alone. Run chmod -R a+rX {directory}",
             )
+        if path != directory and not path.is_file():
+            raise WireError(
+                Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has something else than a file: {path}"
+            )
 
 
-def _read_json(directory: Path, file: str, name: str) -> dict[str, Any]:
-    path = directory / file
+def _read(directory: Path, file: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(directory / file, name)
     except FileNotFoundError:
         raise WireError(
             Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has no {file}. {_advice(directory, file)}"
         ) from None
-    except (OSError, ValueError) as error:
-        raise WireError(Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has a broken {file}: {error}") from error
-    if not isinstance(content, dict):
-        raise WireError(Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has a {file} that is no JSON object.")
-    return content
 
 
 def _advice(directory: Path, file: str) -> str:
@@ -132,64 +165,3 @@ def _advice(directory: Path, file: str) -> str:
         "Checkpoints from before LeRobot 0.4 lack their processors. Convert it with "
         f"python -m lerobot.processor.migrate_policy_normalization --pretrained-path {directory}"
     )
-
-
-def _fetch(name: str, revision: str, report: Report) -> Path:
-    report(pb.Progress(stage=pb.PROGRESS_STAGE_FETCHING, message=f"Fetching {name} from the hub"))
-    where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
-    try:
-        path = snapshot_download(
-            name, revision=revision or None, ignore_patterns=NOT_NEEDED, tqdm_class=_reporting_bar(name, report)
-        )
-    except GatedRepoError as error:
-        raise WireError(
-            Reason.POLICY_NOT_FOUND, f"The hub wants a login for {where}. Run `hf auth login` on the service's machine."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise WireError(
-            Reason.POLICY_NOT_FOUND, f"There is neither a directory nor a public model on the hub named {where}."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        offline = constants.HF_HUB_OFFLINE
-        raise WireError(
-            Reason.POLICY_NOT_FOUND if offline else Reason.HUB_UNREACHABLE,
-            f"{where} is no directory on the service's machine, is not in its hub cache, and the hub "
-            + ("is not asked (HF_HUB_OFFLINE is set)." if offline else "does not answer."),
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise WireError(Reason.POLICY_LOAD_FAILED, f"Fetching {where} from the hub failed: {error}") from error
-    return Path(path)
-
-
-def _reporting_bar(name: str, report: Report) -> type[tqdm]:
-    class ReportingBar(tqdm):  # type: ignore[misc]
-        """Tells the share of bytes that have come; draws nothing."""
-
-        # No thread that redraws stale bars
-        monitor_interval = 0
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)  # huggingface_hub's own
-            super().__init__(*args, **{**kwargs, "disable": False, "file": _Nowhere()})
-
-        def update(self, n: float | None = 1) -> None:
-            super().update(n)
-            # The hub draws a second bar in bytes for what came over the network, cached files left out
-            if self.unit == "B" and self.total and self.desc != "Downloading bytes":
-                report(
-                    pb.Progress(
-                        stage=pb.PROGRESS_STAGE_FETCHING,
-                        fraction=min(1.0, self.n / self.total),
-                        message=f"Fetching {name}: {self.n / 1e6:.0f} of {self.total / 1e6:.0f} MB",
-                    )
-                )
-
-    return ReportingBar
-
-
-class _Nowhere:
-    def write(self, text: str) -> None:
-        """Drops what tqdm draws."""
-
-    def flush(self) -> None:
-        """Nothing is held back."""

@@ -95,6 +95,7 @@ def _lerobot_loader(settings: ServiceSettings) -> PolicyLoader:
         dtype=settings.dtype,
         compiled=settings.compile,
         torch_threads=settings.torch_threads,
+        trusted=settings.trusted_policies,
     )
 
 

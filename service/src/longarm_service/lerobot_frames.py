@@ -1,12 +1,17 @@
-"""Camera frames on their way into LeRobot's preprocessor: colours apart and, on the CPU, normalised in one pass."""
+"""Camera frames on their way into LeRobot's preprocessor: colours apart and, on the CPU, normalised in one pass.
 
-from collections.abc import Mapping
+And what becomes of them in a policy, as far as it can be done before they travel.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from lerobot.configs import FeatureType
+from lerobot.policies.common.vla_utils import resize_with_pad, resize_with_pad_torch
 from lerobot.processor import (
     AddBatchDimensionProcessorStep,
     DeviceProcessorStep,
@@ -15,6 +20,91 @@ from lerobot.processor import (
     RenameObservationsProcessorStep,
     TransitionKey,
 )
+
+from longarm_wire.frame_sizes import Size
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """What a policy begins with: it scales each frame into a box, its aspect kept, and pads the rest of the box.
+
+    Attributes:
+      size: Of the box.
+      fill: LeRobot's own function for it, from frames of shape (n, 3, height, width) to frames of shape (n, 3, *size).
+    """
+
+    size: Size
+    fill: Callable[[torch.Tensor], torch.Tensor]
+
+
+def _padded_on_two_sides(size: Size) -> Letterbox:
+    return Letterbox(size, lambda frames: resize_with_pad(frames, *size, pad_value=0))
+
+
+def _padded_on_all_sides(size: Size) -> Letterbox:
+    return Letterbox(size, lambda frames: resize_with_pad_torch(frames, *size))
+
+
+# Types of policies that begin so, each with the size that its configuration names, which may be none. They scale
+# bilinearly between centres of pixels and without antialiasing, as OpenCV does.
+# Others resize as well (diffusion, evo1, groot and more), each in a way of its own: they get whole frames
+_LETTERBOXES: Mapping[str, tuple[Callable[[Size], Letterbox], Callable[[Any], Size | None]]] = {
+    "pi0": (_padded_on_all_sides, lambda config: config.image_resolution),
+    "pi05": (_padded_on_all_sides, lambda config: config.image_resolution),
+    "pi0_fast": (_padded_on_all_sides, lambda config: config.image_resolution),
+    # Alone in naming the width first
+    "smolvla": (
+        _padded_on_two_sides,
+        lambda config: config.resize_imgs_with_padding and config.resize_imgs_with_padding[::-1],
+    ),
+    "xvla": (_padded_on_two_sides, lambda config: config.resize_imgs_with_padding),
+}
+# Steps before such a policy that look at no frame, or change each value of a colour by a factor and an offset: whether
+# a frame is scaled before them or after is then the same
+_STEPS_THAT_COMMUTE = frozenset(
+    {
+        "action_tokenizer_processor",
+        "pi0_fast_prepare_state_tokenizer_processor_step",
+        "pi0_new_line_processor",
+        "pi05_prepare_state_tokenizer_processor_step",
+        "relative_actions_processor",
+        "rename_observations_processor",
+        "smolvla_new_line_processor",
+        "to_batch_processor",
+        "tokenizer_processor",
+        "xvla_add_domain_id",
+        "xvla_image_to_float",
+        "xvla_imagenet_normalize",
+    }
+)
+
+
+def letterbox(policy_type: str, config: Any, steps: Sequence[Mapping[str, Any]]) -> Letterbox | None:
+    """Returns what a policy begins with, or None if it begins otherwise, or if a frame may not be scaled before that.
+
+    Args:
+      policy_type: LeRobot's name of it.
+      config: Its configuration.
+      steps: Of its saved preprocessor, as in policy_preprocessor.json.
+    """
+    if policy_type not in _LETTERBOXES or not all(map(_commutes, steps)):
+        return None
+    make, size_in = _LETTERBOXES[policy_type]
+    size = size_in(config)
+    return make((int(size[0]), int(size[1]))) if size else None
+
+
+def _commutes(step: Mapping[str, Any]) -> bool:
+    """Returns whether it makes no difference if frames are scaled before a saved step or after it."""
+    settings = step.get("config") or {}
+    match step.get("registry_name"):
+        case "device_processor":  # may round to a shorter type
+            return not settings.get("float_dtype")
+        case "normalizer_processor":  # pi0 and its kin cut off what then lies outside of [0, 1], when they scale
+            return bool((settings.get("norm_map") or {}).get("VISUAL", "IDENTITY") == "IDENTITY")
+        case name:
+            return name in _STEPS_THAT_COMMUTE
+
 
 # float32 of shape (3, 256): what each value of each colour becomes
 type Table = np.ndarray

@@ -2,20 +2,28 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, PreTrainedConfig
-from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.policies import get_policy_class
+from lerobot.processor import ProcessorStepRegistry
 from lerobot.utils.constants import OBS_STATE
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint as checkpoints
-from longarm_service.checkpoint import Checkpoint
+from longarm_service import inspection, lerobot_trust
+from longarm_service.base_models import missing_base_model
+from longarm_service.checkpoint import POSTPROCESSOR, PREPROCESSOR, Checkpoint
+from longarm_service.lerobot_base_models import without_base_weights
+from longarm_service.lerobot_frames import letterbox
+from longarm_service.lerobot_pipelines import Pipelines
 from longarm_service.lerobot_policy import LerobotPolicy, LerobotProcessors, Model
 from longarm_service.lerobot_weights import load_whole
 from longarm_service.policy import (
@@ -27,6 +35,7 @@ from longarm_service.policy import (
     PolicyChoice,
     PolicyLoader,
     Report,
+    is_directory,
 )
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
@@ -38,7 +47,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # The first prediction takes one-off work (kernels, caches, compilation), the second shows the time that stays
 WARM_UP_PREDICTIONS = 2
 RENAME_STEP = "rename_observations_processor"
-DEVICE_STEP = "device_processor"
 
 # Policies whose predict_action_chunk is wrong or impossible when called once per chunk by several robots
 UNSUPPORTED = {
@@ -46,12 +54,21 @@ UNSUPPORTED = {
     "lingbot_va": "it continues a video of everything executed since its last chunk, which requests do not carry",
     "tdmpc": "it plans each step from its plan of the step before, which chunks from a far service break",
 }
+# Policies whose forward pass was read and found to do without a camera that is not there: its place is masked
+MASKS_MISSING_CAMERAS = frozenset({"pi0", "pi05", "pi0_fast", "smolvla", "xvla"})
 
 
 class LerobotLoader(PolicyLoader):
     """Loads any LeRobot policy with predict_action_chunk, plugins included."""
 
-    def __init__(self, device: str = "auto", dtype: str = "", compiled: bool = False, torch_threads: int = 0) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        dtype: str = "",
+        compiled: bool = False,
+        torch_threads: int = 0,
+        trusted: Collection[str] = (),
+    ) -> None:
         """Finds the default device and registers LeRobot's third-party policies.
 
         Args:
@@ -59,6 +76,7 @@ class LerobotLoader(PolicyLoader):
           dtype: Default type to cast weights to; empty for none.
           compiled: Whether to compile policies.
           torch_threads: Threads on the CPU; 0 for torch's choice.
+          trusted: Policies that may run code which they name; see the setting trusted_policies.
 
         Raises:
           WireError: INVALID_REQUEST; the device is not there.
@@ -66,40 +84,75 @@ class LerobotLoader(PolicyLoader):
         if torch_threads:
             torch.set_num_threads(torch_threads)
         register_third_party_plugins()
+        lerobot_trust.refuse_remote_code()
         self.device = _best_device() if device == "auto" else _checked_device(device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else ""
         self.library_versions = {name: version(name) for name in ("lerobot", "torch")}
         self.dtype = dtype
         self._compiled = compiled
+        # By name and commit, which stay what they are
+        self._fetched: dict[PolicyChoice, Checkpoint] = {}
+        self._trusted = frozenset(str(Path(name).resolve()) if is_directory(name) else name for name in trusted)
+
+    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:
+        """See PolicyLoader.fetch. What the service would not load is not fetched."""
+        _checked_device(choice.device or self.device)
+        _checked_dtype(choice.dtype or self.dtype)
+        found = self._find(choice, report)
+        exact = replace(choice, revision=found.revision)
+        self._fetched[exact] = found
+        return exact
 
     def load(self, choice: PolicyChoice, report: Report) -> LerobotPolicy:
         """See PolicyLoader.load."""
         device = _checked_device(choice.device or self.device)
         dtype = _checked_dtype(choice.dtype or self.dtype)
-        found = checkpoints.find(choice.pretrained_name_or_path, choice.revision, report)
-        _check_supported(found)
+        found = self._fetched.pop(choice, None) or self._find(choice, report)
+        with checkpoints.as_judged(found) as judged, lerobot_trust.remote_code(found.exact_name in self._trusted):
+            return self._loaded(judged, device, dtype, report)
+
+    def _find(self, choice: PolicyChoice, report: Report) -> Checkpoint:
+        def judge(found: Checkpoint) -> None:
+            _check_supported(found)
+            _check_harmless(found, found.exact_name in self._trusted)
+
+        return checkpoints.find(choice.pretrained_name_or_path, choice.revision, report, judge)
+
+    def _loaded(self, found: Checkpoint, device: str, dtype: torch.dtype | None, report: Report) -> LerobotPolicy:
         report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message=f"Loading {found.policy_type} onto {device}"))
-        config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.directory))
+        config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.read_from))
         config.device = device
         # Some policies fetch their base model again unless they know that weights will follow
-        config.pretrained_path = found.directory
+        config.pretrained_path = found.read_from
+        _leave_compiling_to_us(found, config)
+        _check_looks_at_the_present(found, config)
         cameras, state_dim = _inputs(found, config)
         model = _attempt(found, "its weights", lambda: self._build(found, config, dtype))
         renames = _saved_renames(found)
+        box = letterbox(found.policy_type, config, found.preprocessor.get("steps", []))
 
-        def make_processors() -> LerobotProcessors:
-            return _make_processors(found, config, model.device, renames)
+        names = getattr(config, "action_feature_names", None)
+        fed_keys = {new: old for old, new in renames.items()}
+        pipelines = _attempt(found, "its processors", lambda: Pipelines(found, config, model.device))
 
-        processors = _attempt(found, "its processors", make_processors)
-        zeros = Observation(
-            state=np.zeros(state_dim, np.float32),
+        def processors_of(pair: tuple[Any, Any], robot_names: Sequence[str]) -> LerobotProcessors:
+            return LerobotProcessors(*pair, model.device, fed_keys, names or robot_names, box)
+
+        def make_processors(robot_names: Sequence[str]) -> LerobotProcessors:
+            return processors_of(pipelines.copied(), robot_names)
+
+        warmed_up = _attempt(found, "its processors", pipelines.copied)
+        processors = processors_of(warmed_up, ())
+        usual = Observation(
+            # Not zeros: a joint that stood still in training would be far from all that half precision can hold
+            state=processors.usual_state(state_dim),
             images={k: processors.prepare_frame(k, np.zeros((*size, 3), np.uint8)) for k, size in cameras.items()},
             task="warm up",
             robot_type="",
         )
-        actions = self._warm_up(found, model, processors, zeros, report)
-        model_action_dim = _guided_action_dim(found, model, processors, zeros)
-        names = getattr(config, "action_feature_names", None)
+        actions = self._warm_up(found, model, processors, usual, report)
+        model_action_dim = _guided_action_dim(found, model, processors, usual)
+        pipelines.keep_tokenizers(warmed_up)
         return LerobotPolicy(
             spec=PolicySpec(
                 policy_type=found.policy_type,
@@ -111,6 +164,10 @@ class LerobotLoader(PolicyLoader):
                 action_names=tuple(names) if names and len(names) == actions.shape[1] else None,
                 supports_rtc=model_action_dim > 0,
                 model_action_dim=model_action_dim,
+                frame_box=box.size if box is not None else None,
+                n_action_steps=min(getattr(config, "n_action_steps", None) or 0, actions.shape[0]),
+                temporal_ensemble_coeff=getattr(config, "temporal_ensemble_coeff", None),
+                masks_missing_cameras=found.policy_type in MASKS_MISSING_CAMERAS,
             ),
             fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
             saved_renames=renames,
@@ -146,14 +203,15 @@ class LerobotLoader(PolicyLoader):
         ]
 
     def _build(self, found: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype | None) -> Model:
-        policy = load_whole(get_policy_class(found.policy_type), found.directory, config)
+        with without_base_weights(config):
+            policy = load_whole(get_policy_class(found.policy_type), found.read_from, config)
         # Real-time chunking takes gradients with respect to actions; weights would only cost memory
         policy.to(config.device, dtype=dtype).eval().requires_grad_(False)
         # Weights alone are cast: their inputs stay as the processors made them, and autocast joins the two
-        return Model(policy, None if dtype is torch.float32 else dtype, self._compiled)
+        return Model(policy, None if dtype is torch.float32 else dtype, self._compiled, _amp(config, dtype))
 
     def _warm_up(
-        self, found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation, report: Report
+        self, found: Checkpoint, model: Model, processors: LerobotProcessors, usual: Observation, report: Report
     ) -> np.ndarray:
         stage = pb.PROGRESS_STAGE_COMPILING if self._compiled else pb.PROGRESS_STAGE_WARMING_UP
         for done in range(WARM_UP_PREDICTIONS):
@@ -161,7 +219,7 @@ class LerobotLoader(PolicyLoader):
             actions = _attempt(
                 found,
                 "its first prediction",
-                lambda: processors.postprocess(model.predict(processors.preprocess(zeros))),
+                lambda: processors.postprocess(model.predict(processors.preprocess(usual))),
             )
             stage = pb.PROGRESS_STAGE_WARMING_UP
         report(pb.Progress(stage=stage, fraction=1.0, message="Ready"))
@@ -170,10 +228,17 @@ class LerobotLoader(PolicyLoader):
                 Reason.POLICY_UNSUPPORTED,
                 f"Expected {found.policy_type} to give a chunk of shape (steps, action_dim), found {actions.shape}.",
             )
+        if bad := np.count_nonzero(~np.isfinite(actions)):
+            raise WireError(
+                Reason.POLICY_LOAD_FAILED,
+                f"The {found.policy_type} checkpoint {found.name!r} does not load: its first prediction has NaN or "
+                f"infinity in {bad} of {actions.size} values. Its weights or the statistics of its processors are "
+                "broken: copy or download it again, or look at how its training ended.",
+            )
         return actions
 
 
-def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProcessors, zeros: Observation) -> int:
+def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProcessors, usual: Observation) -> int:
     """Warms real-time chunking up and returns the values of a model-space action, or 0 if it does not work.
 
     Its first prediction is slow as well, and would come when the arm moves already.
@@ -181,8 +246,10 @@ def _guided_action_dim(found: Checkpoint, model: Model, processors: LerobotProce
     if not model.supports_rtc:
         return 0
     try:
-        chunk = processors.in_model_space(model.predict(processors.preprocess(zeros), Guidance(RtcConfig())))
-        model.predict(processors.preprocess(zeros), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+        chunk = processors.in_model_space(model.predict(processors.preprocess(usual), Guidance(RtcConfig())))
+        followed = model.predict(processors.preprocess(usual), Guidance(RtcConfig(), 1, np.zeros_like(chunk)))
+        if not torch.isfinite(followed).all():
+            raise ValueError("Its guided prediction has NaN or infinity")
     except Exception:  # whatever LeRobot raises: plain prediction works
         logger.exception("%s says that it can do real-time chunking, and cannot", found.name)
         return 0
@@ -197,17 +264,41 @@ def _check_supported(found: Checkpoint) -> None:
             f"{found.name!r} is a policy of type {kind!r}, which LeRobot {version('lerobot')} does not know. Known: "
             f"{', '.join(sorted(PreTrainedConfig.get_known_choices()))}. A plugin named lerobot_policy_... can add it.",
         )
-    steps = found.config.get("n_obs_steps", 1)
     if kind in UNSUPPORTED:
-        reason = UNSUPPORTED[kind]
-    elif isinstance(steps, int) and steps > 1:
+        raise _unsupported(found, UNSUPPORTED[kind])
+    if found.config.get("use_peft"):
+        raise _unsupported(found, "it is a PEFT adapter; merge it into its base model (merge_and_unload) and save that")
+
+
+def _unsupported(found: Checkpoint, reason: str) -> WireError:
+    return WireError(
+        Reason.POLICY_UNSUPPORTED, f"Cannot serve the {found.policy_type} policy {found.name!r}: {reason}."
+    )
+
+
+def _check_looks_at_the_present(found: Checkpoint, config: PreTrainedConfig) -> None:
+    """Refuses policies that look at a history. Where config.json says nothing, LeRobot's default decides."""
+    if config.n_obs_steps > 1:
         # One observation a chunk would put the frames of its history a chunk apart, and the answer would be wrong
-        reason = f"it looks at the last {steps} frames at the control rate (n_obs_steps), and requests carry one"
-    elif found.config.get("use_peft"):
-        reason = "it is a PEFT adapter; merge it into its base model (merge_and_unload) and save that"
-    else:
-        return
-    raise WireError(Reason.POLICY_UNSUPPORTED, f"Cannot serve the {kind} policy {found.name!r}: {reason}.")
+        frames = f"the last {config.n_obs_steps} frames at the control rate (n_obs_steps)"
+        raise _unsupported(found, f"it looks at {frames}, and requests carry one")
+
+
+def _leave_compiling_to_us(found: Checkpoint, config: PreTrainedConfig) -> None:
+    """Takes compile_model back, as LeRobot's rollout does: whether to compile is for whoever runs a policy to say.
+
+    Compiled its own way, a policy would be compiled anew for each size of a batch, and its CUDA graphs belong to the
+    thread that warmed it up.
+    """
+    if getattr(config, "compile_model", False):
+        config.compile_model = False
+        logger.info("%s says compile_model: the service's own setting (compile) decides instead", found.name)
+
+
+def _amp(config: PreTrainedConfig, dtype: torch.dtype | None) -> torch.dtype | None:
+    """Returns the type for a policy that says use_amp. LeRobot's rollout heeds that on CUDA alone."""
+    device = torch.device(str(config.device)).type
+    return torch.get_autocast_dtype(device) if config.use_amp and device == "cuda" and dtype is None else None
 
 
 def _inputs(found: Checkpoint, config: PreTrainedConfig) -> tuple[dict[str, tuple[int, int]], int]:
@@ -230,23 +321,18 @@ def _inputs(found: Checkpoint, config: PreTrainedConfig) -> tuple[dict[str, tupl
 
 
 def _saved_renames(found: Checkpoint) -> dict[str, str]:
-    for step in found.preprocessor.get("steps", []):
+    for step in found.preprocessor["steps"]:
         if step.get("registry_name") == RENAME_STEP:
             return dict(step.get("config", {}).get("rename_map") or {})
     return {}
 
 
-def _make_processors(
-    found: Checkpoint, config: PreTrainedConfig, device: torch.device, renames: Mapping[str, str]
-) -> LerobotProcessors:
-    steps = [step.get("registry_name") for step in found.preprocessor.get("steps", [])]
-    preprocessor, postprocessor = make_pre_post_processors(
-        config,
-        pretrained_path=str(found.directory),
-        # The rename step stays as it was saved: observations are fed under the names that it expects
-        preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
-    )
-    return LerobotProcessors(preprocessor, postprocessor, device, {new: old for old, new in renames.items()})
+def _check_harmless(found: Checkpoint, trusted: bool) -> None:
+    """Raises what inspection does, before LeRobot reads any of the checkpoint's files."""
+    inspection.check_configuration(found.config, found.name)
+    registered = ProcessorStepRegistry.list()
+    for file, content in ((PREPROCESSOR, found.preprocessor), (POSTPROCESSOR, found.postprocessor)):
+        inspection.check_processor(content, file, found.name, registered, trusted)
 
 
 def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
@@ -256,12 +342,20 @@ def _attempt[T](found: Checkpoint, what: str, action: Callable[[], T]) -> T:
     except WireError:
         raise
     except Exception as error:  # LeRobot, torch and plugins raise what they like
+        if refusal := lerobot_trust.cause(error):
+            raise WireError(
+                Reason.POLICY_NOT_ALLOWED,
+                f"The {found.policy_type} checkpoint {found.name!r} wants to run code that it names ({refusal}). Who "
+                f"runs the service may allow it with trusted_policies={found.exact_name}",
+            ) from error
         logger.exception("Loading %s failed at %s", found.name, what)
-        first_line = (str(error).strip().splitlines() or [""])[0][:500]
+        # Our folder is gone by the time that somebody looks
+        said = str(error).replace(str(found.read_from), str(found.directory)).strip()
+        first_line = (said.splitlines() or [""])[0][:500]
         raise WireError(
             Reason.POLICY_LOAD_FAILED,
             f"The {found.policy_type} checkpoint {found.name!r} does not load: {what}: "
-            f"{type(error).__name__}: {first_line}",
+            + (missing_base_model(error, found.config) or f"{type(error).__name__}: {first_line}"),
         ) from error
 
 

@@ -15,7 +15,7 @@ from lerobot.policies.utils import populate_queues
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from longarm_service.lerobot_frames import FrameInputs
+from longarm_service.lerobot_frames import FrameInputs, Letterbox
 from longarm_service.policy import Fingerprint, Guidance, LoadedPolicy, Observation, Processors
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
@@ -34,7 +34,13 @@ class LerobotProcessors(Processors):
     """
 
     def __init__(
-        self, preprocessor: Any, postprocessor: Any, device: torch.device, fed_keys: Mapping[str, str]
+        self,
+        preprocessor: Any,
+        postprocessor: Any,
+        device: torch.device,
+        fed_keys: Mapping[str, str],
+        action_names: Sequence[str],
+        box: Letterbox | None = None,
     ) -> None:
         """Takes loaded pipelines.
 
@@ -43,14 +49,28 @@ class LerobotProcessors(Processors):
           postprocessor: PolicyProcessorPipeline that ends on the CPU.
           device: Where the policy is.
           fed_keys: From the policy's feature key to the name that the saved rename step expects, where it has one.
+          action_names: What the values of an action are called, where preprocessor does not know it.
+          box: What the policy begins with.
         """
         self._preprocessor = preprocessor
         self._postprocessor = postprocessor
         self._fed_keys = fed_keys
+        self._box = box
         self._frame_inputs = FrameInputs(preprocessor, device)
         steps = preprocessor.steps
+        # Stands for the episode of the session: equal to nothing but itself
+        self.rollout = object()
         self._normalizer = next((s for s in steps if isinstance(s, NormalizerProcessorStep)), None)
         self._relative = next((s for s in steps if isinstance(s, RelativeActionsProcessorStep) and s.enabled), None)
+        if self._relative is not None and self._relative.action_names is None and action_names:
+            # Without names it would take joints for relative that it was trained to keep absolute (exclude_joints)
+            self._relative.action_names = list(action_names)
+
+    def usual_state(self, state_dim: int) -> np.ndarray:
+        """Returns the mean of the training data's states where the statistics tell it, else zeros: (state_dim,)."""
+        statistics = (self._normalizer.stats or {}).get(OBS_STATE, {}) if self._normalizer is not None else {}
+        mean = np.asarray(statistics.get("mean", ()), np.float32)
+        return mean if mean.shape == (state_dim,) else np.zeros(state_dim, np.float32)
 
     def prepare_frame(self, key: str, frame: np.ndarray) -> torch.Tensor:
         """Returns a frame as FrameInputs.begin does."""
@@ -69,7 +89,12 @@ class LerobotProcessors(Processors):
         with torch.no_grad():
             for key, image in observation.images.items():
                 batch[self._fed(key)] = self._frame_inputs.finish(image)
-            return dict(self._preprocessor(batch))
+            prepared: Batch = dict(self._preprocessor(batch))
+            if self._box is not None:
+                # The policy does just this, and then nothing more: here it makes all cameras of all robots alike, for
+                # batches and for what is compiled
+                prepared |= {key: self._box.fill(prepared[key]) for key in observation.images}
+            return prepared
 
     def postprocess(self, chunk: torch.Tensor) -> np.ndarray:
         """Returns robot-space actions, float32 of shape (steps, action_dim), of a chunk of shape (1, steps, dim).
@@ -102,6 +127,7 @@ class LerobotProcessors(Processors):
 
     def reset(self) -> None:
         """Resets every step of both pipelines."""
+        self.rollout = object()
         self._preprocessor.reset()
         self._postprocessor.reset()
 
@@ -112,16 +138,25 @@ class LerobotProcessors(Processors):
 class Model:
     """The forward pass of one policy."""
 
-    def __init__(self, policy: PreTrainedPolicy, autocast: torch.dtype | None = None, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedPolicy,
+        autocast: torch.dtype | None = None,
+        compiled: bool = False,
+        amp: torch.dtype | None = None,
+    ) -> None:
         """Takes a policy on its device, in evaluation mode.
 
         Args:
           policy: Any LeRobot policy with predict_action_chunk.
           autocast: Type to compute in where torch holds it safe; set when weights were cast.
           compiled: Whether to compile on the first prediction.
+          amp: The same for whole weights, since the policy says use_amp. LeRobot's real-time chunking ignores it.
         """
         self._policy = policy
         self._autocast = autocast
+        self._amp = amp
+        self._rollout: object = None
         self.device = torch.device(str(policy.config.device))
         self._forward = torch.compile(policy.predict_action_chunk) if compiled else policy.predict_action_chunk
         queues = getattr(policy, "_queues", None) or {}
@@ -141,12 +176,18 @@ class Model:
             return False
         return True
 
+    def turn_to(self, rollout: object) -> None:
+        """Resets the policy if what comes next belongs to another rollout than what came last."""
+        if rollout is not self._rollout:
+            self._policy.reset()
+            self._rollout = rollout
+
     def predict(self, batch: Batch, guidance: Guidance | None = None) -> torch.Tensor:
         """Returns the chunk in model space, float32 of shape (1, steps, dim), once it is ready."""
         if self._needs_queues:
             batch = self._queued(batch)
         if guidance is None:
-            with torch.inference_mode(), self._computing():
+            with torch.inference_mode(), self._computing(self._autocast or self._amp):
                 chunk = self._forward(batch).float()
         else:
             chunk = self._guided(batch, guidance).float()
@@ -168,7 +209,7 @@ class Model:
         if guidance.prefix is not None and len(guidance.prefix):
             # LeRobot's engine also fills a short prefix up with zeros, towards which the policy is then guided
             prefix = torch.tensor(guidance.prefix[: guidance.config.execution_horizon], device=self.device)
-        with torch.no_grad(), self._computing(), self._set_to(guidance.config):
+        with torch.no_grad(), self._computing(self._autocast), self._set_to(guidance.config):
             chunk: torch.Tensor = self._policy.predict_action_chunk(
                 batch, inference_delay=guidance.delay_ticks, prev_chunk_left_over=prefix
             )
@@ -196,10 +237,10 @@ class Model:
         if hasattr(self._policy, "init_rtc_processor"):
             self._policy.init_rtc_processor()
 
-    def _computing(self) -> contextlib.AbstractContextManager[Any]:
-        if self._autocast is None:
+    def _computing(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+        if dtype is None:
             return contextlib.nullcontext()
-        computing: contextlib.AbstractContextManager[Any] = torch.autocast(self.device.type, self._autocast)
+        computing: contextlib.AbstractContextManager[Any] = torch.autocast(self.device.type, dtype)
         return computing
 
     def _queued(self, batch: Batch) -> Batch:
@@ -226,11 +267,15 @@ class LerobotPolicy(LoadedPolicy):
     fingerprint: Fingerprint
     saved_renames: Mapping[str, str]
     model: Model
-    make_processors: Callable[[], LerobotProcessors]
+    make_processors: Callable[[Sequence[str]], LerobotProcessors]
 
-    def open_processors(self) -> LerobotProcessors:
+    def open_processors(self, action_names: Sequence[str] = ()) -> LerobotProcessors:
         """Returns the checkpoint's processors, read anew from its files."""
-        return self.make_processors()
+        return self.make_processors(action_names)
+
+    def turn_to(self, processors: LerobotProcessors) -> None:
+        """Resets the policy, for those that remember: LeRobot does so at the start of each episode."""
+        self.model.turn_to(processors.rollout)
 
     def predict(self, prepared: Batch, guidance: Guidance | None = None) -> torch.Tensor:
         """Returns the chunk in model space; see Model.predict."""

@@ -1,6 +1,9 @@
 """Whole weights or none: LeRobot fills in random values where a checkpoint has none, and says so in its log only."""
 
+import contextlib
 import logging
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,15 @@ logger = logging.getLogger(__name__)
 NAMED = 5
 # Torch's own counter of training steps, of no use afterwards
 UNUSED_SUFFIX = ".num_batches_tracked"
+# What torch.compile adds to the names of a module's tensors
+COMPILED_PART = "_orig_mod."
 LEROBOT_POLICIES = "lerobot.policies."
+# Weights that building a policy may take: some build a base model whole and leave layers out, and the smallest tensors
+# have two bytes a value
+VALUES_PER_BYTE = 2
+VALUES_TO_SPARE = 1 << 28
+# Ten times those of the largest policies
+MOST_TENSORS = 20_000
 
 
 class IncompleteWeightsError(Exception):
@@ -39,8 +50,11 @@ class _Loading:
         policy.register_load_state_dict_pre_hook(self._begin)
         policy.register_load_state_dict_post_hook(self._end)
 
-    def _begin(self, *arguments: Any) -> None:
+    def _begin(self, _: torch.nn.Module, state: dict[str, Any], *arguments: Any) -> None:
         self._errors = arguments[-1]
+        # A policy that was compiled when it was saved; here it is not
+        for name in [name for name in state if COMPILED_PART in name]:
+            state[name.replace(COMPILED_PART, "")] = state.pop(name)
 
     def _end(self, _: torch.nn.Module, keys: Any) -> None:
         # Copies: a strict load goes on to add names that are too many, which do no harm
@@ -55,15 +69,20 @@ def load_whole(policy_class: type[PreTrainedPolicy], directory: Path, config: Pr
     another one, tied to it, is not missing.
 
     Raises:
-      IncompleteWeightsError: Weights are missing or do not fit, or none were loaded at all.
+      IncompleteWeightsError: Weights are missing or do not fit, or none were loaded at all, or the configuration is of
+        a policy far larger than its weights.
     """
     loading = _Loading()
+    lerobots = policy_class.__module__.startswith(LEROBOT_POLICIES)
     try:
-        policy = _watched(policy_class, loading).from_pretrained(str(directory), config=config)
+        with _no_larger_than(directory) if lerobots else contextlib.nullcontext():
+            policy = _watched(policy_class, loading).from_pretrained(str(directory), config=config)
     except RuntimeError as error:
-        raise (_misfit(loading.errors) if loading.errors else error) from error
+        if loading.errors:
+            raise _misfit(loading.errors) from error
+        raise
     if loading.missing is None:
-        if policy_class.__module__.startswith(LEROBOT_POLICIES):
+        if lerobots:
             raise IncompleteWeightsError("LeRobot has loaded no weights. Is there a whole model.safetensors?")
         logger.warning("%s loads in a way of its own: whether its weights are complete is not checked", directory)
     elif loading.errors:
@@ -74,6 +93,34 @@ def load_whole(policy_class: type[PreTrainedPolicy], directory: Path, config: Pr
             f"{_some(missing)}. Copy or download the checkpoint again, or save it anew from its training."
         )
     return policy
+
+
+@contextlib.contextmanager
+def _no_larger_than(directory: Path) -> Iterator[None]:
+    """Ends the building of a policy that grows far beyond its weights, before its memory is touched.
+
+    A configuration may say any size, and the machine's memory is everybody's.
+    """
+    size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    most = VALUES_PER_BYTE * size + VALUES_TO_SPARE
+    builder, tensors, taken = threading.get_ident(), 0, 0
+
+    def count(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal tensors, taken
+        if parameter is not None and threading.get_ident() == builder:
+            tensors += 1
+            taken += parameter.numel()
+            if taken > most or tensors > MOST_TENSORS:
+                raise IncompleteWeightsError(
+                    f"The config.json describes a policy of at least {taken} weights in {tensors} tensors, and the "
+                    f".safetensors files have {size} bytes."
+                )
+
+    registration = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        registration.remove()
 
 
 def _watched(policy_class: type[PreTrainedPolicy], loading: _Loading) -> type[PreTrainedPolicy]:

@@ -14,11 +14,13 @@ class Place[T]:
       session_id: Whose it is.
       item: What waits.
       since: When it came, seconds of the line's clock.
+      seated: When the session got the place, which an observation that supersedes another takes over.
     """
 
     session_id: str
     item: T
     since: float
+    seated: float
 
 
 class Line[T]:
@@ -36,10 +38,12 @@ class Line[T]:
     def __len__(self) -> int:
         return len(self._places)
 
-    def join(self, session_id: str, item: T) -> Place[T] | None:
-        """Lets item wait and returns the place of the older item that it supersedes, if there is one."""
+    def join(self, session_id: str, item: T, waited: float = 0.0) -> Place[T] | None:
+        """Lets item, which waited elsewhere before, wait, and returns the place of the older item that it supersedes,
+        if there is one."""
         older = self._places.get(session_id)
-        self._places[session_id] = Place(session_id, item, self._clock())
+        since = self._clock() - waited
+        self._places[session_id] = Place(session_id, item, since, older.seated if older is not None else since)
         return older
 
     def leave(self, session_id: str, item: T) -> bool:

@@ -1,12 +1,13 @@
 """The boundary between the service and what runs policies. Nothing here knows LeRobot or torch.
 
-Threads. load is called on one thread, open_processors on any, and everything that belongs to a prediction (preprocess,
-predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come between.
+Threads. fetch is called on one thread, load on another, open_processors on any, and everything that belongs to a
+prediction (preprocess, predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come
+between.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
-# Takes news of a load; called on the loading thread
+# Takes news of a load; called on the thread of fetch or load. Raises LoadAbandonedError, to be let through, while a
+# policy is fetched that nobody waits for any more
 Report = Callable[[pb.Progress], None]
+# What the hub calls the revision that it gives unless asked for another
+MAIN = "main"
+
+
+class LoadAbandonedError(Exception):
+    """A load was given up: nobody waits for it any more."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,21 @@ class PolicyChoice:
     revision: str = ""
     device: str = ""
     dtype: str = ""
+
+
+def choice_named(name: str) -> PolicyChoice:
+    """Returns the policy that a setting means: a directory, a name on the hub, or name@revision."""
+    if is_directory(name):
+        return PolicyChoice(name)
+    hub_name, _, revision = name.partition("@")
+    return PolicyChoice(hub_name, revision)
+
+
+def resolved(choice: PolicyChoice) -> PolicyChoice:
+    """Returns choice in its one spelling: a directory as where it really lies, the main revision as none."""
+    if is_directory(choice.pretrained_name_or_path):
+        return replace(choice, pretrained_name_or_path=str(Path(choice.pretrained_name_or_path).resolve()))
+    return replace(choice, revision="") if choice.revision == MAIN else choice
 
 
 def is_directory(name: str) -> bool:
@@ -144,7 +167,7 @@ class Processors(ABC):
 
 
 class LoadedPolicy(ABC):
-    """A policy in memory, warmed up. It keeps nothing from one prediction to the next, so that sessions can share it.
+    """A policy in memory, warmed up. Nothing of one session reaches another, so that they can share it.
 
     Attributes:
       spec: What it wants and gives.
@@ -162,8 +185,19 @@ class LoadedPolicy(ABC):
         return False
 
     @abstractmethod
-    def open_processors(self) -> Processors:
-        """Returns fresh processors for one session. May read files."""
+    def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
+        """Returns fresh processors for one session. May read files.
+
+        Args:
+          action_names: The robot's, for a checkpoint that tells none.
+        """
+
+    def turn_to(self, processors: Any) -> None:  # noqa: B027 - most policies remember nothing
+        """Says whose prediction comes next, so that a policy that remembers forgets other sessions and past episodes.
+
+        Args:
+          processors: The session's, as open_processors returned them.
+        """
 
     @abstractmethod
     def predict(self, prepared: Any, guidance: Guidance | None = None) -> Any:
@@ -208,6 +242,16 @@ class PolicyLoader(ABC):
     dtype: str
     device_name: str
     library_versions: Mapping[str, str]
+
+    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:  # noqa: ARG002 - for those who do
+        """Brings a policy that is not on this machine, and returns the choice of exactly what has come.
+
+        On a thread of its own: a fetch may take hours, and another robot's policy may be here already.
+
+        Raises:
+          WireError: As load.
+        """
+        return choice
 
     @abstractmethod
     def load(self, choice: PolicyChoice, report: Report) -> LoadedPolicy:

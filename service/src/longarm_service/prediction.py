@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,11 +37,11 @@ class Stopwatch:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A checked request, its session, and its frames, which are decoded and prepared while it waits for its turn."""
+    """A checked request, its session, and its frames by camera, decoded and prepared."""
 
     request: pb.PredictChunkRequest
     session: Session
-    frames: Mapping[str, "Future[Any]"]
+    frames: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def predict(jobs: Sequence[Job], on_forward: Callable[[int], object]) -> list[Pr
       on_forward: Called after each forward pass with the number of observations in it.
 
     Returns:
-      Per job a prediction, or WireError: INVALID_REQUEST or INVALID_IMAGE; POLICY_FAILED with an id that is in the log;
+      Per job a prediction, or WireError: INVALID_REQUEST; POLICY_FAILED with an id that is in the log;
       POLICY_RETURNED_INVALID.
     """
     attempts = [_Attempt(job) for job in jobs]
@@ -116,6 +115,7 @@ class _Attempt:
     def forward(self) -> None:
         self.watch.start()
         try:
+            self.policy.turn_to(self._session.processors)
             self.chunk = self.policy.predict(self.prepared, self.guidance)
             self.watch.lap("predict")
         except Exception as error:  # noqa: BLE001
@@ -139,7 +139,8 @@ class _Attempt:
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, WireError):
-            error = failures.fault(Reason.POLICY_FAILED, f"The {self.policy.spec.policy_type} policy failed", error)
+            what = f"The {self.policy.spec.policy_type} policy failed"
+            error = failures.fault(Reason.POLICY_FAILED, what, error, self._session.agreement.notes)
         self.failure = error
 
 

@@ -1,23 +1,56 @@
 """Checks what robots send before it gets near a policy, and unpacks it."""
 
-from collections.abc import Mapping
-from concurrent.futures import Executor, Future
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service import failures
 from longarm_service.policy import Observation
 from longarm_service.sessions import Session
 from longarm_wire import images, tensors
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcPrefix
+from longarm_wire.specs import MAX_CAMERAS, MAX_NAME_CHARACTERS, RobotSpec, check_names
 
 CODECS: Mapping[int, images.Codec] = {
     pb.IMAGE_CODEC_JPEG: images.Codec.JPEG,
     pb.IMAGE_CODEC_PNG: images.Codec.PNG,
     pb.IMAGE_CODEC_RAW: images.Codec.RAW,
 }
+# Most characters of each. A task goes through a tokenizer on the policy's thread
+TEXTS: Mapping[str, int] = {
+    "pretrained_name_or_path": 4096,
+    "revision": 256,
+    "policy_type": 256,
+    "device": 256,
+    "dtype": 256,
+    "task": 4096,
+}
+
+
+def check_opening(request: pb.OpenSessionRequest) -> RobotSpec:
+    """Returns the robot that request states, after a look at everything else in it that needs no policy.
+
+    Raises:
+      WireError: INVALID_REQUEST.
+    """
+    if request.actions_per_chunk < 0:
+        raise _invalid(f"Expected actions_per_chunk of at least 0, found {request.actions_per_chunk}")
+    if not request.pretrained_name_or_path:
+        raise _invalid("Expected pretrained_name_or_path, found none")
+    for name, most in TEXTS.items():
+        if (found := len(getattr(request, name))) > most:
+            raise _invalid(f"Expected {name} of at most {most} characters, found {found}")
+    if len(request.rename_map) > MAX_CAMERAS:
+        raise _invalid(f"Expected a rename_map of at most {MAX_CAMERAS} entries, found {len(request.rename_map)}")
+    if len(request.masked_cameras) > MAX_CAMERAS:
+        raise _invalid(f"Expected at most {MAX_CAMERAS} masked_cameras, found {len(request.masked_cameras)}")
+    check_names("entries of rename_map", [*request.rename_map, *request.rename_map.values()])
+    check_names("names in masked_cameras", request.masked_cameras)
+    return RobotSpec.from_proto(request.robot)
 
 
 def check(request: pb.PredictChunkRequest, session: Session) -> None:
@@ -41,7 +74,11 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
             Reason.RTC_UNSUPPORTED,
             "This session was opened without real-time chunking: open it with rtc, or send no rtc_prefix.",
         )
-    found = [image.camera for image in request.images]
+    if len(request.task) > TEXTS["task"]:
+        raise _invalid(f"Expected a task of at most {TEXTS['task']} characters, found {len(request.task)}")
+    if len(request.images) > MAX_CAMERAS:
+        raise _invalid(f"Expected at most {MAX_CAMERAS} images, found {len(request.images)}")
+    found = [image.camera[:MAX_NAME_CHARACTERS] for image in request.images]
     expected = [camera.name for camera in session.agreement.cameras]
     if sorted(found) != sorted(expected):
         raise _invalid(f"Expected one image of each camera {expected}, found {found}")
@@ -57,21 +94,31 @@ def check(request: pb.PredictChunkRequest, session: Session) -> None:
             )
 
 
-def decode(request: pb.PredictChunkRequest, session: Session, threads: Executor) -> dict[str, "Future[Any]"]:
-    """Begins to decode and prepare the frames of a checked request, all at a time, and returns a future per camera."""
-    return {image.camera: threads.submit(_decode, image, session) for image in request.images}
+def decoding(request: pb.PredictChunkRequest, session: Session) -> dict[str, Callable[[], Any]]:
+    """Returns per camera what decodes and prepares its frame of a checked request, on any thread.
+
+    It raises WireError: INVALID_IMAGE, or POLICY_FAILED with an id that is in the log.
+    """
+    return {image.camera: functools.partial(_decode, image, session) for image in request.images}
 
 
 def _decode(image: pb.Image, session: Session) -> Any:
-    frame = images.decode(image.data, CODECS[image.codec], image.height, image.width)
-    return session.processors.prepare_frame(session.agreement.policy_keys[image.camera], frame)
+    try:
+        frame = images.decode(image.data, CODECS[image.codec], image.height, image.width)
+    except images.ImageError as error:
+        raise WireError(Reason.INVALID_IMAGE, f"Camera {image.camera!r}: {error}") from error
+    try:
+        return session.processors.prepare_frame(session.agreement.policy_keys[image.camera], frame)
+    except Exception as error:  # noqa: BLE001 - LeRobot and plugins raise what they like
+        what = f"The {session.lease.policy.spec.policy_type} policy failed"
+        raise failures.fault(Reason.POLICY_FAILED, what, error) from None
 
 
-def unpack(request: pb.PredictChunkRequest, session: Session, decoded: Mapping[str, "Future[Any]"]) -> Observation:
-    """Returns the observation in the policy's names. Takes a checked request, and what decode returned for it.
+def unpack(request: pb.PredictChunkRequest, session: Session, frames: Mapping[str, Any]) -> Observation:
+    """Returns the observation in the policy's names. Takes a checked request, and its frames by camera.
 
     Raises:
-      WireError: INVALID_REQUEST for the state, INVALID_IMAGE for a frame.
+      WireError: INVALID_REQUEST for the state.
     """
     names = session.agreement.state_names
     try:
@@ -81,14 +128,9 @@ def unpack(request: pb.PredictChunkRequest, session: Session, decoded: Mapping[s
     if not np.isfinite(state).all():
         bad = [name for name, value in zip(names, state, strict=True) if not np.isfinite(value)]
         raise _invalid(f"Expected a finite state, found NaN or infinity in {', '.join(bad)}")
-    frames = {}
-    for camera, frame in decoded.items():
-        try:
-            frames[session.agreement.policy_keys[camera]] = frame.result()
-        except images.ImageError as error:
-            raise WireError(Reason.INVALID_IMAGE, f"Camera {camera!r}: {error}") from error
+    by_key = {session.agreement.policy_keys[camera]: frame for camera, frame in frames.items()}
     task = request.task if request.HasField("task") else session.task
-    return Observation(state=state, images=frames, task=task, robot_type=session.robot.robot_type)
+    return Observation(state=state, images=by_key, task=task, robot_type=session.robot.robot_type)
 
 
 def unpack_prefix(request: pb.PredictChunkRequest, session: Session) -> RtcPrefix | None:

@@ -1,9 +1,8 @@
 """The gRPC face of the service."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,9 +13,10 @@ from google.protobuf.duration_pb2 import Duration
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
 from longarm_service import __version__, failures, requests
+from longarm_service.decoding import Decoders
 from longarm_service.failures import Context
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import PolicyChoice, is_directory
+from longarm_service.policy import MAIN, PolicyChoice, is_directory, resolved
 from longarm_service.prediction import Job, Prediction
 from longarm_service.sessions import Session, SessionTable, composed_renames
 from longarm_service.settings import ServiceSettings
@@ -26,6 +26,8 @@ from longarm_wire import limits, tensors
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
 from longarm_wire.specs import RobotSpec, agree
+
+logger = logging.getLogger(__name__)
 
 # On a GPU a batch takes little longer than one observation
 DEFAULT_BATCH_SIZE = 8
@@ -59,11 +61,11 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self._openings: set[asyncio.Task[Lease]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
         self._draining = False
-        self._decoders = ThreadPoolExecutor(thread_name_prefix="decode")
+        self._decoders = Decoders(settings.obs_queue_timeout)
 
     def close(self) -> None:
         """Ends the decoders' threads. No call may be running any more."""
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.close()
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuses what begins from now on and robots that wait for a load, and lets predictions be answered.
@@ -76,7 +78,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         if self._calls:
             await asyncio.wait(self._calls, timeout=grace_seconds)
 
-    @failures.unary
+    @failures.handler
     async def GetServiceInfo(self, _request: pb.GetServiceInfoRequest, _context: Context) -> pb.GetServiceInfoResponse:
         """See the protocol."""
         loader = self._shelf.loader
@@ -93,40 +95,42 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             waiting_count=self._worker.waiting_count,
         )
 
-    @failures.stream
-    async def OpenSession(
-        self, request: pb.OpenSessionRequest, _context: Context
-    ) -> AsyncIterator[pb.OpenSessionResponse]:
+    @failures.handler
+    async def OpenSession(  # type: ignore[override]  # writes to the context, where it learns that nobody listens
+        self, request: pb.OpenSessionRequest, context: Context
+    ) -> None:
         """See the protocol."""
         self._track_call()
         self._refuse_while_draining()
-        robot = _checked_robot(request)
+        robot = requests.check_opening(request)
         rtc = RtcConfig.from_proto(request.rtc) if request.HasField("rtc") else None
-        self._check_allowed(request.pretrained_name_or_path)
-        self._sessions.check_room()
-        choice = PolicyChoice(request.pretrained_name_or_path, request.revision, request.device, request.dtype)
+        choice = resolved(
+            PolicyChoice(request.pretrained_name_or_path, request.revision, request.device, request.dtype)
+        )
+        self._check_allowed(choice)
+        self._check_room()
         news: asyncio.Queue[pb.Progress | None] = asyncio.Queue()
         opening = asyncio.create_task(self._shelf.borrow(choice, news.put_nowait), name="open session")
         self._openings.add(opening)
         opening.add_done_callback(lambda _: news.put_nowait(None))
-        lease: Lease | None = None
         session: Session | None = None
         try:
             while (progress := await news.get()) is not None:
-                yield pb.OpenSessionResponse(progress=progress)
+                await context.write(pb.OpenSessionResponse(progress=progress))
             if opening.cancelled():
                 self._refuse_while_draining()
-            lease = await opening
-            session = await self._agreed(request, robot, rtc, lease)
+            session = await self._agreed(request, robot, rtc, await opening)
             self._sessions.add(session)
         finally:
             self._openings.discard(opening)
-            if session is None or session.lease is not lease:
+            if session is None or session.id not in self._sessions:
                 _give_up(opening)
-        yield pb.OpenSessionResponse(session=self._described(session))
+        # Whoever hangs up instead of reading to the end does not know the session, and nobody would ever close it
+        context.add_done_callback(lambda ended: self._close_unheard(session, ended))  # type: ignore[arg-type]
+        await context.write(pb.OpenSessionResponse(session=self._described(session)))
 
-    @failures.unary
-    async def PredictChunk(self, request: pb.PredictChunkRequest, _context: Context) -> pb.PredictChunkResponse:
+    @failures.handler
+    async def PredictChunk(self, request: pb.PredictChunkRequest, context: Context) -> pb.PredictChunkResponse:
         """See the protocol."""
         arrived = time.perf_counter()
         self._track_call()
@@ -134,10 +138,13 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         outcome = "failed"
         try:
             self._refuse_while_draining()
-            session = self._sessions.use(request.session_id)
+            session = self._sessions.use(request.session_id, context.peer())
             requests.check(request, session)
-            job = Job(request, session, requests.decode(request, session, self._decoders))
-            prediction, queued = await self._worker.run(session.id, job, self._company(session))
+            # Only then in line for the policy: its thread waits for nobody's frames
+            frames = await self._decoders.run(session.id, requests.decoding(request, session))
+            job = Job(request, session, frames)
+            decoded = time.perf_counter() - arrived
+            prediction, queued = await self._worker.run(session.id, job, self._company(session), decoded)
             self._sessions.touch(session)
             if (early := self._settings.inference_latency - (time.perf_counter() - arrived)) > 0:
                 await asyncio.sleep(early)
@@ -153,18 +160,30 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         finally:
             self.metrics.ended(outcome)
 
-    @failures.unary
-    async def ResetSession(self, request: pb.ResetSessionRequest, _context: Context) -> pb.ResetSessionResponse:
+    @failures.handler
+    async def ResetSession(self, request: pb.ResetSessionRequest, context: Context) -> pb.ResetSessionResponse:
         """See the protocol."""
         # Its next prediction resets the processors: they belong to the policy's thread
-        self._sessions.use(request.session_id).episode = None
+        self._sessions.use(request.session_id, context.peer()).episode = None
         return pb.ResetSessionResponse()
 
-    @failures.unary
+    @failures.handler
     async def CloseSession(self, request: pb.CloseSessionRequest, _context: Context) -> pb.CloseSessionResponse:
         """See the protocol."""
         self._sessions.close(request.session_id)
         return pb.CloseSessionResponse()
+
+    def _close_unheard(self, session: Session, ended: Any) -> None:
+        if ended.cancelled():
+            logger.info("the robot hung up while session %s… was opened for it", session.id[:6])
+            self._sessions.close(session.id)
+
+    def _check_room(self) -> None:
+        if len(self._openings) >= self._settings.max_session_count:
+            raise WireError(
+                Reason.TOO_MANY_SESSIONS, f"The service opens sessions for {len(self._openings)} robots already."
+            )
+        self._sessions.check_room()
 
     def _track_call(self) -> None:
         # The task that gRPC runs this call in; it ends when the answer is out
@@ -177,12 +196,14 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         if self._draining:
             raise WireError(Reason.SHUTTING_DOWN, "The service is shutting down. Reconnect later.")
 
-    def _check_allowed(self, name: str) -> None:
+    def _check_allowed(self, choice: PolicyChoice) -> None:
         allowed = self._settings.allowed_policies
-        if allowed and not is_allowed(name, (*allowed, *self._settings.preload)):
+        name, revision = choice.pretrained_name_or_path, choice.revision
+        if allowed and not is_allowed(name, (*allowed, *self._settings.preload), revision):
             raise WireError(
                 Reason.POLICY_NOT_ALLOWED,
-                f"The service does not serve {name!r}. It serves {', '.join(allowed)} (allowed_policies).",
+                f"The service does not serve {name!r}{f' at revision {revision!r}' if revision else ''}. It serves "
+                f"{', '.join(allowed)} (allowed_policies).",
             )
 
     async def _agreed(
@@ -203,13 +224,14 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
                 "pi0 or pi05.",
             )
         renames = composed_renames(lease.policy.saved_renames, dict(request.rename_map), robot)
-        agreement = agree(robot, spec, renames)
+        # Robots and checkpoints say how many names there are to compare
+        agreement = await asyncio.to_thread(agree, robot, spec, renames, request.masked_cameras)
         return Session(
             robot=robot,
             agreement=agreement,
             lease=lease,
             # Reads files, a tokenizer's among them
-            processors=await asyncio.to_thread(lease.policy.open_processors),
+            processors=await asyncio.to_thread(lease.policy.open_processors, robot.action_names),
             task=request.task,
             chunk_size=min(request.actions_per_chunk or spec.chunk_size, spec.chunk_size),
             max_request_bytes=limits.max_request_bytes(agreement.cameras),
@@ -240,6 +262,9 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             max_request_bytes=session.max_request_bytes,
             idle_timeout=idle_timeout,
             reply_secret=session.reply_secret,
+            notes=agreement.notes,
+            n_action_steps=session.lease.policy.spec.n_action_steps,
+            temporal_ensemble_coeff=session.lease.policy.spec.temporal_ensemble_coeff,
         )
 
     def _answer(
@@ -260,26 +285,18 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         )
 
 
-def is_allowed(name: str, patterns: tuple[str, ...]) -> bool:
-    """Returns whether one of patterns allows name.
+def is_allowed(name: str, patterns: tuple[str, ...], revision: str = "") -> bool:
+    """Returns whether one of patterns allows name at revision, empty for the main one.
 
-    A directory is judged by where it really lies, so that "/models/../etc" is no way around "/models/*".
+    A directory is judged by where it really lies, so that "/models/../etc" is no way around "/models/*". Anybody may
+    propose a revision of a model on the hub, so that one is allowed by a pattern of its own.
     """
     if not is_directory(name):
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
+        asked = f"{name}@{revision or MAIN}"
+        return any(fnmatchcase(asked, pattern if "@" in pattern else f"{pattern}@{MAIN}") for pattern in patterns)
     real = str(Path(name).resolve())
     # A relative pattern may be meant for directories, so it is also read from the working directory
     return any(fnmatchcase(real, pattern) or fnmatchcase(real, str(Path.cwd() / pattern)) for pattern in patterns)
-
-
-def _checked_robot(request: pb.OpenSessionRequest) -> RobotSpec:
-    if request.actions_per_chunk < 0:
-        raise WireError(
-            Reason.INVALID_REQUEST, f"Expected actions_per_chunk of at least 0, found {request.actions_per_chunk}"
-        )
-    if not request.pretrained_name_or_path:
-        raise WireError(Reason.INVALID_REQUEST, "Expected pretrained_name_or_path, found none")
-    return RobotSpec.from_proto(request.robot)
 
 
 def _give_up(opening: asyncio.Task[Lease]) -> None:

@@ -16,6 +16,11 @@ from longarm_wire.specs import IMAGES_PREFIX, Agreement, RobotSpec
 
 logger = logging.getLogger(__name__)
 
+# Idle for so long, a session makes room for another where there is none
+SPARED_SECONDS = 30.0
+# Of an id that there is not, a message shows so much
+SHOWN_CHARACTERS = 32
+
 
 @dataclass(eq=False)
 class Session:
@@ -31,6 +36,7 @@ class Session:
       max_request_bytes: Largest request.
       rtc: Settings of real-time chunking; None to not use it.
       episode: Episode of the last prediction. None before the first and after a reset.
+      peer: The connection that it was used over last, as gRPC names it.
       id: Cannot be guessed.
       reply_secret: Goes with every answer and with no request. Cannot be guessed.
     """
@@ -44,6 +50,7 @@ class Session:
     max_request_bytes: int
     rtc: RtcConfig | None = None
     episode: int | None = None
+    peer: str = ""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     reply_secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
 
@@ -68,27 +75,43 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
+    def knows(self, peer: str) -> bool:
+        """Returns whether peer is a connection that a session was used over last."""
+        return any(session.peer == peer for session in self._sessions.values())
+
     def check_room(self) -> None:
         """Raises WireError(TOO_MANY_SESSIONS) if no session may be opened."""
         self.expire()
-        if len(self._sessions) >= self._max_count:
+        if len(self._sessions) >= self._max_count and self._spared() is None:
             raise WireError(
                 Reason.TOO_MANY_SESSIONS, f"The service has {self._max_count} sessions open (max_session_count)."
             )
 
     def add(self, session: Session) -> None:
-        """Opens session.
+        """Opens session, in the place of one that can be spared if there is no other.
 
         Raises:
           WireError: TOO_MANY_SESSIONS.
         """
         self.check_room()
+        if len(self._sessions) >= self._max_count and (spared := self._spared()) is not None:
+            logger.info("session %s… was idle for %g s or longer and makes room", spared[:6], SPARED_SECONDS)
+            self.close(spared)
         self._sessions[session.id] = session
         self._last_used[session.id] = self._clock()
         self._metrics.sessions.set(len(self._sessions))
 
-    def use(self, session_id: str) -> Session:
-        """Returns the session and counts as a sign of life.
+    def _spared(self) -> str | None:
+        """Returns the session idle for longest, if it was for SPARED_SECONDS: a robot that runs asks more often, and
+        one whose program died cannot close what it opened."""
+        session_id, used = min(self._last_used.items(), key=lambda item: item[1])
+        return session_id if self._clock() - used >= SPARED_SECONDS else None
+
+    def use(self, session_id: str, peer: str) -> Session:
+        """Returns the session, which is used over the connection peer, and counts as a sign of life.
 
         Raises:
           WireError: SESSION_UNKNOWN.
@@ -98,10 +121,11 @@ class SessionTable:
         if session is None:
             raise WireError(
                 Reason.SESSION_UNKNOWN,
-                f"There is no session {session_id!r}: the service restarted, or the session was closed or idle for "
-                f"{self._idle_timeout_seconds:g} s. Open a new one.",
+                f"There is no session {session_id[:SHOWN_CHARACTERS]!r}: the service restarted, or the session was "
+                f"closed or idle for {self._idle_timeout_seconds:g} s. Open a new one.",
             )
         self._last_used[session_id] = self._clock()
+        session.peer = peer
         return session
 
     def sharing(self, session: Session) -> int:
@@ -136,13 +160,17 @@ def composed_renames(saved: Mapping[str, str], asked: Mapping[str, str], robot: 
     """Returns the rename_map for a session: what the robot asks for, over what the checkpoint was trained with.
 
     LeRobot's own server lets the one replace the other, even by nothing (a checkpoint trained with a rename_map then
-    finds none of its cameras). Entries of the checkpoint that the robot has no camera for, or whose target the robot
-    names itself, play no part.
+    finds none of its cameras). Entries of the checkpoint that the robot has no camera for play no part, nor those whose
+    target another camera has: one that the robot names so, or that is renamed to it.
     """
     cameras = {IMAGES_PREFIX + camera.name for camera in robot.cameras}
-    kept = {
-        old: new
-        for old, new in saved.items()
-        if old in cameras and old not in asked and new not in asked.values() and new not in cameras
-    }
+    kept = {old: new for old, new in saved.items() if old in cameras and old not in asked and old != new}
+    # A name is free once its camera is renamed, so names may change places; an entry that falls takes its name back
+    while taken := [
+        old
+        for old, new in kept.items()
+        if new in asked.values() or (new in cameras and new not in kept and new not in asked)
+    ]:
+        for old in taken:
+            del kept[old]
     return {**kept, **asked}

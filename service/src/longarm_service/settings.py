@@ -44,14 +44,20 @@ class ServiceSettings(ProcessSettings):
     """Threads of torch on the CPU. 0 leaves torch's own choice."""
 
     preload: Names = ()
-    """Policies to load and warm up before the service is ready. Comma-separated or a JSON list."""
+    """Policies to load and warm up before the service is ready, and to keep: directories, or hub names, where
+    name@revision is one revision. Comma-separated or a JSON list."""
     allowed_policies: Names = ()
-    """Policies that robots may ask for: hub names or directories, with * and ? (both match "/" too). Preloaded ones
-    may be asked for as well. Empty allows all. Comma-separated or a JSON list."""
+    """Policies that robots may ask for: hub names or directories, with * and ? (both match "/" too). A hub name stands
+    for its main revision; name@revision, also with * and ?, for others. Preloaded ones may be asked for as well. Empty
+    allows all. Comma-separated or a JSON list."""
+    trusted_policies: Names = ()
+    """Policies that may run code which they name: directories, or hub names with a commit, as name@commit. That code,
+    and whoever can change it, does as it likes as the service's user. Comma-separated or a JSON list."""
     max_loaded_policies: Annotated[int, Field(ge=1)] = 4
-    """Most policies in memory. The one unused for longest makes room; one that a session uses never does."""
+    """Most policies in memory. The one unused for longest makes room; one that a session uses or that was preloaded
+    never does."""
     max_session_count: Annotated[int, Field(ge=1)] = 32
-    """Most sessions at a time."""
+    """Most sessions at a time. Where there are as many, one that was idle for 30 s makes room for a new one."""
     session_idle_timeout: PositiveSeconds = 600.0
     """Seconds without a call after which a session is forgotten."""
 
@@ -73,7 +79,7 @@ class ServiceSettings(ProcessSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity of log lines."""
 
-    @field_validator("preload", "allowed_policies", mode="before")
+    @field_validator("preload", "allowed_policies", "trusted_policies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

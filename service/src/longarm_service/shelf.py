@@ -2,17 +2,21 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import LoadedPolicy, PolicyChoice, PolicyLoader, Report
+from longarm_service.policy import LoadAbandonedError, LoadedPolicy, PolicyChoice, PolicyLoader, Report, is_directory
 from longarm_service.threads import SoloThread
 from longarm_wire.errors import Reason, WireError
 
 logger = logging.getLogger(__name__)
+
+# A robot whose link broke is back by then, and finds the load where it left it
+ABANDONED_SECONDS = 30.0
 
 
 @dataclass(eq=False)
@@ -21,6 +25,23 @@ class _Entry:
     use_count: int = 0
     listeners: list[Report] = field(default_factory=list)
     news: pb.Progress | None = None
+    # On the clock of time.monotonic
+    unused_since: float | None = None
+
+    def take(self) -> None:
+        self.use_count += 1
+        self.unused_since = None
+
+    def leave(self) -> None:
+        self.use_count -= 1
+        if not self.use_count:
+            self.unused_since = time.monotonic()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody has waited for a while. On any thread."""
+        since = self.unused_since
+        return since is not None and time.monotonic() - since >= ABANDONED_SECONDS
 
     def publish(self, progress: pb.Progress) -> None:
         self.news = progress
@@ -30,6 +51,12 @@ class _Entry:
     @property
     def idle(self) -> bool:
         return self.use_count == 0 and self.load is not None and self.load.done()
+
+    @property
+    def policy(self) -> LoadedPolicy | None:
+        """The policy, once it is loaded."""
+        load = self.load
+        return load.result() if load and load.done() and not load.cancelled() and not load.exception() else None
 
 
 class Lease:
@@ -43,7 +70,7 @@ class Lease:
     def release(self) -> None:
         """Ends the use. A second release does nothing."""
         if self._entry is not None:
-            self._entry.use_count -= 1
+            self._entry.leave()
             self._entry = None
 
 
@@ -51,7 +78,8 @@ class PolicyShelf:
     """Loads each policy once, shares it, and drops the one unused for longest when there are too many.
 
     Loads run one after another on a thread of their own, beside predictions: a robot that runs is slowed a little by
-    another's load, and never stopped. All methods are for the thread of the event loop.
+    another's load, and never stopped. What has to be fetched first is fetched on another. All methods are for the
+    thread of the event loop.
     """
 
     def __init__(self, make_loader: Callable[[], PolicyLoader], max_count: int, metrics: ServiceMetrics) -> None:
@@ -60,8 +88,10 @@ class PolicyShelf:
         self._max_count = max_count
         self._metrics = metrics
         self._thread = SoloThread("loader")
+        self._fetcher = SoloThread("fetcher")
         # In order of last use, oldest first
         self._entries: dict[PolicyChoice, _Entry] = {}
+        self._kept: set[PolicyChoice] = set()
         self._started: asyncio.Task[PolicyLoader] | None = None
 
     @property
@@ -73,23 +103,27 @@ class PolicyShelf:
     @property
     def policies(self) -> list[LoadedPolicy]:
         """What is in memory."""
-        loads = [entry.load for entry in self._entries.values()]
-        return [load.result() for load in loads if load and load.done() and not load.exception()]
+        return [entry.policy for entry in self._entries.values() if entry.policy is not None]
 
     @property
     def busy(self) -> bool:
         """Whether something loads."""
-        return self._thread.busy
+        return self._thread.busy or self._fetcher.busy
 
     def start(self) -> "asyncio.Task[PolicyLoader]":
         """Begins to make the loader and returns the task that ends with it. Call once, first."""
         self._started = asyncio.create_task(self._thread.run(self._make_loader), name="make loader")
         return self._started
 
-    async def borrow(self, choice: PolicyChoice, report: Report) -> Lease:
+    async def borrow(self, choice: PolicyChoice, report: Report, *, keep: bool = False) -> Lease:
         """Returns the chosen policy, loaded by now, and tells report how far the load is.
 
-        A caller that is cancelled leaves the load to those who still wait, and to later callers.
+        A caller that is cancelled leaves the load to those who still wait, and to callers that come soon.
+
+        Args:
+          choice: In the one spelling that policy.resolved gives.
+          report: Takes news of the load.
+          keep: Whether the policy never makes room for another.
 
         Raises:
           WireError: What PolicyLoader.load raises; TOO_MANY_SESSIONS if there is no room.
@@ -99,7 +133,18 @@ class PolicyShelf:
             report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message="The service starts up"))
         loader = await asyncio.shield(self._started)
         choice = replace(choice, device=choice.device or loader.device, dtype=choice.dtype or loader.dtype)
+        choice = self._spelled_as_loaded(choice)
+        if keep:
+            self._kept.add(choice)
         await self._drop_if_outdated(choice, loader)
+        while True:
+            try:
+                return await self._lent(choice, loader, report)
+            except LoadAbandonedError:
+                # Given up in the moment in which this caller came
+                continue
+
+    async def _lent(self, choice: PolicyChoice, loader: PolicyLoader, report: Report) -> Lease:
         entry = self._entries.pop(choice, None)
         if entry is None:
             self._make_room()
@@ -108,7 +153,7 @@ class PolicyShelf:
             # Its failure is told to whoever waits; nobody may
             entry.load.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._entries[choice] = entry
-        entry.use_count += 1
+        entry.take()
         if entry.news is not None and not entry.idle:
             report(entry.news)
         entry.listeners.append(report)
@@ -116,7 +161,7 @@ class PolicyShelf:
         try:
             return Lease(await asyncio.shield(entry.load), entry, choice.device)
         except BaseException:
-            entry.use_count -= 1
+            entry.leave()
             raise
         finally:
             entry.listeners.remove(report)
@@ -125,32 +170,63 @@ class PolicyShelf:
         loop = asyncio.get_running_loop()
 
         def report(progress: pb.Progress) -> None:
+            # Afterwards it is no longer the hub's speed that decides how long it takes, and it may be of use soon
+            if progress.stage == pb.PROGRESS_STAGE_FETCHING:
+                give_up_if_abandoned()
             loop.call_soon_threadsafe(entry.publish, progress)
 
-        def load() -> LoadedPolicy:
-            loader.release_memory()
-            return loader.load(choice, report)
+        def give_up_if_abandoned() -> None:
+            if entry.abandoned:
+                logger.info("nobody waits for %s any more: it is not loaded", choice.pretrained_name_or_path)
+                raise LoadAbandonedError(choice.pretrained_name_or_path)
 
-        logger.info("loading %s on %s", choice.pretrained_name_or_path, choice.device)
-        begun = time.monotonic()
+        def fetch() -> PolicyChoice:
+            give_up_if_abandoned()
+            return loader.fetch(choice, report)
+
+        def load() -> LoadedPolicy:
+            give_up_if_abandoned()
+            logger.info("loading %s on %s", choice.pretrained_name_or_path, choice.device)
+            begun = time.monotonic()
+            try:
+                loader.release_memory()
+                policy = loader.load(exact, report)
+            finally:
+                self._metrics.policy_load.observe(time.monotonic() - begun)
+            logger.info("loaded %s in %.1f s", choice.pretrained_name_or_path, time.monotonic() - begun)
+            return policy
+
+        exact = choice
         try:
+            if not is_directory(choice.pretrained_name_or_path):
+                exact = await self._fetcher.run(fetch)
             policy = await self._thread.run(load)
         except BaseException:
             if self._entries.get(choice) is entry:
                 del self._entries[choice]
             raise
-        finally:
-            self._metrics.policy_load.observe(time.monotonic() - begun)
-        logger.info("loaded %s in %.1f s", choice.pretrained_name_or_path, time.monotonic() - begun)
-        self._metrics.policies_loaded.inc()
+        if self._entries.get(choice) is entry:
+            self._metrics.policies_loaded.inc()
         return policy
+
+    def _spelled_as_loaded(self, choice: PolicyChoice) -> PolicyChoice:
+        """Returns the choice under which the same is in memory, where choice names its commit; or choice."""
+        if choice.revision:
+            for other, entry in self._entries.items():
+                if (
+                    replace(other, revision=choice.revision) == choice
+                    and entry.policy is not None
+                    and entry.policy.fingerprint.revision == choice.revision
+                ):
+                    return other
+        return choice
 
     async def _drop_if_outdated(self, choice: PolicyChoice, loader: PolicyLoader) -> None:
         """Forgets a policy whose directory holds something else by now: a robot that starts wants what is there."""
         entry = self._entries.get(choice)
-        if entry is None or entry.load is None or not entry.load.done() or entry.load.exception():
+        if entry is None or entry.policy is None:
             return
-        if not await asyncio.to_thread(loader.is_current, entry.load.result()):
+        if not await asyncio.to_thread(loader.is_current, entry.policy):
             logger.info("%s changed on disk and is loaded again", choice.pretrained_name_or_path)
             if self._entries.get(choice) is entry:
                 self._forget(choice)
@@ -159,15 +235,19 @@ class PolicyShelf:
         if len(self._entries) < self._max_count:
             return
         for choice, entry in self._entries.items():
-            if entry.idle:
+            # A load that nobody waits for any more takes no room either
+            if entry.use_count == 0 and choice not in self._kept:
                 logger.info("dropping %s to make room", choice.pretrained_name_or_path)
                 self._forget(choice)
                 return
         raise WireError(
             Reason.TOO_MANY_SESSIONS,
-            f"The service holds {len(self._entries)} policies (max_loaded_policies) and sessions use all of them.",
+            f"The service holds {len(self._entries)} policies (max_loaded_policies), and sessions use all of them or "
+            "they were preloaded.",
         )
 
     def _forget(self, choice: PolicyChoice) -> None:
-        del self._entries[choice]
-        self._metrics.policies_loaded.dec()
+        entry = self._entries.pop(choice)
+        if entry.policy is not None:
+            self._metrics.policies_loaded.dec()
+        entry.unused_since = -math.inf

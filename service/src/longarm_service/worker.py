@@ -78,8 +78,10 @@ class Worker[Q, R]:
         """Whether a prediction runs."""
         return self._thread.busy
 
-    async def run(self, session_id: str, job: Q, company: Company | None = None) -> tuple[R, float]:
-        """Returns the result of job, and the seconds that it waited for its turn.
+    async def run(
+        self, session_id: str, job: Q, company: Company | None = None, waited: float = 0.0
+    ) -> tuple[R, float]:
+        """Returns the result of job, and the seconds that it waited for its turn since it came.
 
         A caller that is cancelled while it waits gives up its place; while work runs, its result is dropped.
 
@@ -87,20 +89,21 @@ class Worker[Q, R]:
           session_id: Whose it is; a newer job of the same session supersedes one that waits.
           job: What to do.
           company: With what it may be done together. None to be done alone.
+          waited: Seconds for which it has waited elsewhere, which count.
 
         Raises:
           WireError: SUPERSEDED or QUEUE_TIMEOUT. Beyond that the failure that work returned for it.
         """
         loop = asyncio.get_running_loop()
         ticket: _Ticket[Q, R] = _Ticket(job, company, loop.create_future(), loop.create_future())
-        arrived = self._clock()
-        older = self._line.join(session_id, ticket)
+        arrived = self._clock() - waited
+        older = self._line.join(session_id, ticket, waited)
         if older is not None:
             _refuse(older.item, Reason.SUPERSEDED, "A newer observation of this session took the place of this one.")
         self._arrival.set()
         self._metrics.waiting.set(len(self._line))
         # A little late rather than early, so that the line agrees that the time is over
-        timer = loop.call_later(self._queue_timeout_seconds + 0.001, self._expire)
+        timer = loop.call_later(self._queue_timeout_seconds - waited + 0.001, self._expire)
         try:
             result = await ticket.done
         finally:
@@ -145,7 +148,7 @@ class Worker[Q, R]:
         """Waits for those that the first in line may be done together with, as long as that may be worth it."""
         while (first := self._line.first()) is not None and first.item.company is not None:
             company = first.item.company
-            left = first.since + self._batch_window_seconds - self._clock()
+            left = first.seated + self._batch_window_seconds - self._clock()
             alike = sum(_together(company, place.item) for place in self._line.places)
             # Somebody who cannot come along must not wait for those who can
             if left <= 0 or alike >= min(company.most, company.expected) or alike < len(self._line):

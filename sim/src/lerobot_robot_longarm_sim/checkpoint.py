@@ -20,8 +20,8 @@ from lerobot_robot_longarm_sim.plain_renderer import PlainRenderer
 from lerobot_robot_longarm_sim.world import World
 
 DEFAULT_CHUNK_SIZE = 50
-# The largest of the usual sizes for which one processor thread makes a chunk in well under half a second: 0.19 s here,
-# where 480 by 640 takes 0.67 s. Nearly all of it is the ResNet-18, the smallest backbone that ACT takes.
+# As the arm's cameras. The largest of the usual sizes for which one processor thread makes a chunk in well under half a
+# second: 0.19 s here, where 480 by 640 takes 0.67 s. Nearly all of it is the ResNet-18, ACT's smallest backbone.
 DEFAULT_HEIGHT, DEFAULT_WIDTH = 240, 320
 
 # Normalisation of states and actions: around the home pose, by these spreads in robot units.
@@ -50,7 +50,7 @@ def make_checkpoint(
     Args:
       directory: Made if need be; files of an earlier checkpoint are overwritten.
       chunk_size: Actions per chunk.
-      height, width: Size in pixels of the images that the policy wants, from 32 up; not the cameras' size.
+      height, width: Size in pixels of the images that the policy looks at, from 32 up. Give the arm's cameras the same.
       seed: Of the random weights.
 
     Raises:

@@ -13,9 +13,9 @@ RendererChoice = Literal["auto", "egl", "osmesa", "plain"]
 class LongarmSimConfig(RobotConfig):  # type: ignore[misc] # LeRobot is untyped to us
     """Configuration of `LongarmSim`. Every field has a default: the arm needs no port and no calibration."""
 
-    # Size of both cameras' frames, pixels.
-    width: int = 640
-    height: int = 480
+    # Size of both cameras' frames, pixels: that of the policies that `longarm-sim-checkpoint` makes.
+    width: int = 320
+    height: int = 240
 
     # What draws the frames. `auto` takes the first of EGL, OSMesa and the plain CPU renderer that works here.
     renderer: RendererChoice = "auto"

@@ -34,6 +34,7 @@ def test_up_drives_the_arm_and_down_leaves_nothing(
     subprocess.run([sys.executable, "-c", script, str(policy), "--height=96", "--width=128"], check=True, timeout=100)
     machine = machine_flags(ssh, account, far_python)
     robot = ["--robot.type=longarm_sim", "--robot.id=far", f"--robot.calibration_dir={tmp_path}"]
+    robot += ["--robot.height=96", "--robot.width=128"]
     up = longarm_edge("up", *machine, "--policy", str(policy), *robot, "--duration=3", cwd=tmp_path)
     assert up.returncode == exit_codes.DONE, up.stderr
     assert "actions/s" in up.stderr

@@ -1,16 +1,26 @@
 """What a robot has and what a policy wants, and whether the two fit."""
 
-import difflib
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.errors import Reason, WireError
+from longarm_wire.frame_sizes import Size, difference, size_to_send
 from longarm_wire.images import MAX_PIXELS
 
 IMAGES_PREFIX = "observation.images."
+# More than any robot has. What a stranger sends is compared name by name
+MAX_NAMES = 256
+MAX_CAMERAS = 16
+MAX_NAME_CHARACTERS = 128
+# Of so many misfits of one kind a message tells: more would not arrive
+MOST_TOLD = 8
+# From this likeness on a name may be meant for another
+_ALIKE = 0.5
 # LeRobot's name of a camera that a policy was made with and that no robot has; the policy fills it in itself
 _EMPTY_CAMERA = f"{IMAGES_PREFIX}empty_camera"
 
@@ -22,6 +32,11 @@ class CameraSpec:
     name: str
     height: int
     width: int
+
+    @property
+    def size(self) -> Size:
+        """Height and width."""
+        return self.height, self.width
 
 
 @dataclass(frozen=True)
@@ -57,15 +72,24 @@ class RobotSpec:
         """Returns the spec that message holds.
 
         Raises:
-          WireError: INVALID_REQUEST; a list has duplicates, there are no actions, or a size or fps is out of
-            bounds.
+          WireError: INVALID_REQUEST; a list has duplicates or is too long, there are no actions, or a size or fps is
+            out of bounds.
         """
+        for what, count, most in (
+            ("action names", len(message.action_names), MAX_NAMES),
+            ("state names", len(message.state_names), MAX_NAMES),
+            ("cameras", len(message.cameras), MAX_CAMERAS),
+        ):
+            if count > most:
+                raise WireError(Reason.INVALID_REQUEST, f"Expected at most {most} {what}, found {count}")
         cameras = tuple(CameraSpec(c.name, c.height, c.width) for c in message.cameras)
         for what, names in (
             ("action names", message.action_names),
             ("state names", message.state_names),
             ("cameras", [c.name for c in cameras]),
+            ("robot types", [message.robot_type or "none"]),
         ):
+            check_names(what, names)
             if len(set(names)) != len(names) or "" in names:
                 raise WireError(Reason.INVALID_REQUEST, f"Expected distinct, non-empty {what}, found {list(names)}")
         if not message.action_names:
@@ -89,23 +113,33 @@ class PolicySpec:
       policy_type: LeRobot's type, for messages.
       action_dim: Values of one robot-space action.
       state_dim: Values of the joint state; 0 if the policy looks at none.
-      cameras: What it looks at, by full feature key such as "observation.images.top", with the size it wants.
+      cameras: What it looks at, by full feature key such as "observation.images.top", with the height and width that
+        its configuration names.
       chunk_size: Actions per prediction.
       action_names: Names in order, where the checkpoint tells them.
-      fps: Rate it was trained at, where the checkpoint tells it.
       supports_rtc: Whether it can condition a chunk on the unexecuted prefix of the last one.
       model_action_dim: Values of one model-space action; 0 without supports_rtc.
+      frame_box: Height and width of the box into which it scales every frame by itself, keeping its aspect, before
+        anything else looks at it. None if it does not, or in another way than the edge resizes.
+      n_action_steps: Actions that LeRobot executes of a chunk before it predicts anew, where the checkpoint says so;
+        else 0.
+      temporal_ensemble_coeff: How LeRobot weights chunks that have an action for the same step, where the checkpoint
+        says that it does.
+      masks_missing_cameras: Whether it does without a camera by masking it.
     """
 
     policy_type: str
     action_dim: int
     state_dim: int
-    cameras: Mapping[str, tuple[int, int]]
+    cameras: Mapping[str, Size]
     chunk_size: int
     action_names: tuple[str, ...] | None = None
-    fps: float | None = None
     supports_rtc: bool = False
     model_action_dim: int = 0
+    frame_box: Size | None = None
+    n_action_steps: int = 0
+    temporal_ensemble_coeff: float | None = None
+    masks_missing_cameras: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,38 +148,48 @@ class Agreement:
 
     Attributes:
       state_names: What the state of a request holds, in order.
-      cameras: What the edge sends: the robot's names, the policy's sizes.
+      cameras: What the edge sends: the robot's names, in the sizes to send.
       policy_keys: From the robot's camera name to the policy's feature key.
+      notes: What a person should know though it runs, each with what to do about it.
     """
 
     state_names: tuple[str, ...]
     cameras: tuple[CameraSpec, ...]
     policy_keys: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -> Agreement:
+def check_names(what: str, names: Iterable[str]) -> None:
+    """Raises WireError(INVALID_REQUEST) if one of names is too long, saying what they name."""
+    for name in names:
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise WireError(
+                Reason.INVALID_REQUEST,
+                f"Expected {what} of at most {MAX_NAME_CHARACTERS} characters, found {len(name)} in {name[:16]!r}…",
+            )
+
+
+def agree(
+    robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str], masked_cameras: Sequence[str] = ()
+) -> Agreement:
     """Returns how robot's observations become policy's.
 
-    A camera that the policy does not look at is left out. A camera of another size than the policy wants is sent in
-    the policy's size.
+    A camera that the policy does not look at is left out. See frame_sizes for the size in which a camera is sent.
 
     Args:
       robot: What is there.
       policy: What is wanted.
       rename_map: From the robot's observation keys to the policy's, as LeRobot's rename_map.
+      masked_cameras: The policy's keys of cameras that nothing is sent for.
 
     Raises:
       WireError: SPEC_MISMATCH; the message lists every problem with the nearest name and the rename that mends it.
     """
     problems = [*_action_problems(robot, policy), *_state_problems(robot, policy)]
-    if policy.fps is not None and abs(policy.fps - robot.fps) > 1e-6:
-        problems.append(
-            f"The policy was trained at {policy.fps:g} fps and the robot runs at {robot.fps:g}. Set fps={policy.fps:g}."
-        )
     robot_keys = {IMAGES_PREFIX + camera.name: camera for camera in robot.cameras}
     problems += [
         f"rename_map renames {key!r}, which the robot does not have. It has {_listed(robot_keys)}"
-        f"{_nearest(key, robot_keys)}."
+        f"{_nearest(key, list(robot_keys))}."
         for key in rename_map
         if key not in robot_keys
     ]
@@ -153,17 +197,24 @@ def agree(robot: RobotSpec, policy: PolicySpec, rename_map: Mapping[str, str]) -
     if len(by_policy_key) != len(robot_keys):
         problems.append(f"rename_map gives two cameras one name: {dict(rename_map)}")
     wanted = {key: size for key, size in policy.cameras.items() if not key.startswith(_EMPTY_CAMERA)}
-    problems += _camera_problems(wanted, by_policy_key, robot_keys, rename_map)
+    problems += _masking_problems(policy, wanted, masked_cameras)
+    wanted = {key: size for key, size in wanted.items() if key not in masked_cameras}
+    # A camera that the policy can do without is offered to be masked
+    masked = masked_cameras if policy.masks_missing_cameras else None
+    problems += _camera_problems(wanted, by_policy_key, robot_keys, rename_map, masked)
     if problems:
         lines = "\n".join(f"- {problem}" for problem in problems)
         raise WireError(
             Reason.SPEC_MISMATCH,
             f"The robot ({robot.robot_type}) does not fit the policy ({policy.policy_type}):\n{lines}",
         )
+    box, cameras = policy.frame_box, {key: by_policy_key[key] for key in wanted}
+    notes = [difference(key, c.name, c.size, wanted[key], box) for key, c in cameras.items()]
     return Agreement(
         state_names=robot.state_names if policy.state_dim else (),
-        cameras=tuple(CameraSpec(by_policy_key[key].name, *size) for key, size in wanted.items()),
-        policy_keys={by_policy_key[key].name: key for key in wanted},
+        cameras=tuple(CameraSpec(c.name, *size_to_send(c.size, box)) for c in cameras.values()),
+        policy_keys={camera.name: key for key, camera in cameras.items()},
+        notes=tuple(filter(None, notes)),
     )
 
 
@@ -191,19 +242,32 @@ def _name_problems(what: str, robot: Sequence[str], policy: Sequence[str]) -> It
     if sorted(robot) == sorted(policy):
         yield f"The {what} names are in another order. Policy: {_listed(policy)}. Robot: {_listed(robot)}."
         return
-    for name in policy:
-        if name not in robot:
-            yield f"The policy has the {what} {name!r}, which the robot does not{_nearest(name, robot)}."
-    for name in robot:
-        if name not in policy:
-            yield f"The robot has the {what} {name!r}, which the policy does not{_nearest(name, policy)}."
+    for one, its, other, others in (("policy", policy, "robot", robot), ("robot", robot, "policy", policy)):
+        known = set(others)
+        alone = [name for name in its if name not in known]
+        for name in alone[:MOST_TOLD]:
+            yield f"The {one} has the {what} {name!r}, which the {other} does not{_nearest(name, others)}."
+        if len(alone) > MOST_TOLD:
+            yield f"The {one} has {len(alone) - MOST_TOLD} more {what}s that the {other} does not have."
+
+
+def _masking_problems(policy: PolicySpec, wanted: Mapping[str, object], masked: Sequence[str]) -> Iterable[str]:
+    if masked and not policy.masks_missing_cameras:
+        yield f"A policy of type {policy.policy_type!r} needs all of its cameras. Leave masked_cameras out."
+        return
+    unknown = next((key for key in masked if key not in wanted), None)
+    if unknown is not None:
+        yield f"masked_cameras names {unknown!r}, which the policy does not look at. It looks at {_listed(wanted)}."
+    if masked and set(wanted) <= set(masked):
+        yield f"masked_cameras leaves the policy none of its cameras: {_listed(wanted)}."
 
 
 def _camera_problems(
-    wanted: Mapping[str, tuple[int, int]],
+    wanted: Mapping[str, Size],
     offered: Mapping[str, CameraSpec],
     robot_keys: Mapping[str, CameraSpec],
     rename_map: Mapping[str, str],
+    masked: Sequence[str] | None,
 ) -> Iterable[str]:
     # Only an unused camera can become a missing one, and each only once
     spare = [key for key, camera in robot_keys.items() if not any(offered.get(w) is camera for w in wanted)]
@@ -211,6 +275,8 @@ def _camera_problems(
     mended = {key: value for key, value in rename_map.items() if key in robot_keys}
     # A camera that has the name already comes first: it is not to be given to another
     missing = sorted((key for key in wanted if key not in offered), key=lambda key: key not in spare)
+    # Each missing one is told of one spare camera, as long as there are some
+    lacking = missing[len(spare) :]
     for key in missing:
         if key in spare:
             spare.remove(key)
@@ -223,10 +289,11 @@ def _camera_problems(
         if not spare:
             yield (
                 f"The policy looks at {key!r} and the robot has no camera left for it. It has "
-                f"{_listed(robot_keys) or 'none'}. Add a camera to --robot.cameras."
+                f"{_listed(robot_keys) or 'none'}. Add a camera to --robot.cameras"
+                + ("." if masked is None or not robot_keys else _or_masked([*masked, *lacking]))
             )
             continue
-        partner = (difflib.get_close_matches(key, spare, n=1, cutoff=0) or spare)[0]
+        partner = max(spare, key=lambda name: _likeness(key, name))
         spare.remove(partner)
         mended[partner] = key
         yield (
@@ -237,14 +304,27 @@ def _camera_problems(
         yield f"Taken together: rename_map={_json(mended)}"
 
 
-def _json(rename_map: Mapping[str, str]) -> str:
-    return json.dumps(rename_map, ensure_ascii=False)
+def _or_masked(keys: Sequence[str]) -> str:
+    return f", or let the policy do without: masked_cameras={_json(keys)}"
+
+
+def _json(value: Mapping[str, str] | Sequence[str]) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(candidates), n=1)
-    return f"; the nearest name is {found[0]!r}" if found else ""
+def _nearest(name: str, candidates: Sequence[str]) -> str:
+    found = max(candidates, key=lambda candidate: _likeness(name, candidate), default="")
+    return f"; the nearest name is {found!r}" if _likeness(name, found) >= _ALIKE else ""
+
+
+def _likeness(one: str, other: str) -> float:
+    """Returns how much two names have in common, 0 to 1: the share of their pairs of letters (Dice's coefficient).
+
+    The time is in proportion to their length. That of difflib grows with the cube, and the names are a stranger's.
+    """
+    pairs, others = (Counter(itertools.pairwise(f" {name} ")) for name in (one, other))
+    return 2 * (pairs & others).total() / (pairs.total() + others.total())

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from longarm_edge import __version__
+from longarm_edge.as_configured import remark
 from longarm_edge.doctor.advise import NO_IDLE, Packing, recommend
 from longarm_edge.doctor.findings import Finding, Steps, Verdict, worst
 from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
@@ -144,6 +145,9 @@ class Examination:
         chunks = f"{session.chunk_size}" if taken == session.chunk_size else f"{session.chunk_size}, {taken} are taken"
         found = f"{session.fingerprint.policy_type}: loads, fits; chunks of {chunks}, sends {cameras}"
         yield Finding("policy", Verdict.OK, found)
+        yield from (Finding("note", Verdict.WARNING, note) for note in session.notes)
+        if words := remark(session, self.settings):
+            yield Finding("chunks", Verdict.OK, words)
         return session
 
     def _actions_per_chunk(self, session: Session) -> int:

@@ -63,7 +63,7 @@ class GetServiceInfoResponse(_message.Message):
     def __init__(self, service_version: _Optional[str] = ..., lerobot_version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., loaded_policies: _Optional[_Iterable[_Union[PolicyFingerprint, _Mapping]]] = ..., max_request_bytes: _Optional[int] = ..., max_session_count: _Optional[int] = ..., session_count: _Optional[int] = ..., waiting_count: _Optional[int] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("pretrained_name_or_path", "revision", "policy_type", "device", "dtype", "robot", "rename_map", "actions_per_chunk", "task", "rtc")
+    __slots__ = ("pretrained_name_or_path", "revision", "policy_type", "device", "dtype", "robot", "rename_map", "actions_per_chunk", "task", "rtc", "masked_cameras")
     class RenameMapEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class OpenSessionRequest(_message.Message):
     ACTIONS_PER_CHUNK_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     RTC_FIELD_NUMBER: _ClassVar[int]
+    MASKED_CAMERAS_FIELD_NUMBER: _ClassVar[int]
     pretrained_name_or_path: str
     revision: str
     policy_type: str
@@ -91,7 +92,8 @@ class OpenSessionRequest(_message.Message):
     actions_per_chunk: int
     task: str
     rtc: RtcConfig
-    def __init__(self, pretrained_name_or_path: _Optional[str] = ..., revision: _Optional[str] = ..., policy_type: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., robot: _Optional[_Union[RobotSpec, _Mapping]] = ..., rename_map: _Optional[_Mapping[str, str]] = ..., actions_per_chunk: _Optional[int] = ..., task: _Optional[str] = ..., rtc: _Optional[_Union[RtcConfig, _Mapping]] = ...) -> None: ...
+    masked_cameras: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pretrained_name_or_path: _Optional[str] = ..., revision: _Optional[str] = ..., policy_type: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., robot: _Optional[_Union[RobotSpec, _Mapping]] = ..., rename_map: _Optional[_Mapping[str, str]] = ..., actions_per_chunk: _Optional[int] = ..., task: _Optional[str] = ..., rtc: _Optional[_Union[RtcConfig, _Mapping]] = ..., masked_cameras: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RobotSpec(_message.Message):
     __slots__ = ("robot_type", "action_names", "state_names", "cameras", "fps")
@@ -146,7 +148,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[_Union[ProgressStage, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SessionDescription(_message.Message):
-    __slots__ = ("session_id", "fingerprint", "action_names", "state_names", "cameras", "chunk_size", "supports_rtc", "max_request_bytes", "idle_timeout", "model_action_dim", "reply_secret")
+    __slots__ = ("session_id", "fingerprint", "action_names", "state_names", "cameras", "chunk_size", "supports_rtc", "max_request_bytes", "idle_timeout", "model_action_dim", "reply_secret", "notes", "n_action_steps", "temporal_ensemble_coeff")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ACTION_NAMES_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +160,9 @@ class SessionDescription(_message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     MODEL_ACTION_DIM_FIELD_NUMBER: _ClassVar[int]
     REPLY_SECRET_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    N_ACTION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    TEMPORAL_ENSEMBLE_COEFF_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     fingerprint: PolicyFingerprint
     action_names: _containers.RepeatedScalarFieldContainer[str]
@@ -169,7 +174,10 @@ class SessionDescription(_message.Message):
     idle_timeout: _duration_pb2.Duration
     model_action_dim: int
     reply_secret: bytes
-    def __init__(self, session_id: _Optional[str] = ..., fingerprint: _Optional[_Union[PolicyFingerprint, _Mapping]] = ..., action_names: _Optional[_Iterable[str]] = ..., state_names: _Optional[_Iterable[str]] = ..., cameras: _Optional[_Iterable[_Union[CameraSpec, _Mapping]]] = ..., chunk_size: _Optional[int] = ..., supports_rtc: _Optional[bool] = ..., max_request_bytes: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_action_dim: _Optional[int] = ..., reply_secret: _Optional[bytes] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    n_action_steps: int
+    temporal_ensemble_coeff: float
+    def __init__(self, session_id: _Optional[str] = ..., fingerprint: _Optional[_Union[PolicyFingerprint, _Mapping]] = ..., action_names: _Optional[_Iterable[str]] = ..., state_names: _Optional[_Iterable[str]] = ..., cameras: _Optional[_Iterable[_Union[CameraSpec, _Mapping]]] = ..., chunk_size: _Optional[int] = ..., supports_rtc: _Optional[bool] = ..., max_request_bytes: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_action_dim: _Optional[int] = ..., reply_secret: _Optional[bytes] = ..., notes: _Optional[_Iterable[str]] = ..., n_action_steps: _Optional[int] = ..., temporal_ensemble_coeff: _Optional[float] = ...) -> None: ...
 
 class PolicyFingerprint(_message.Message):
     __slots__ = ("policy_type", "pretrained_name_or_path", "revision", "digest")

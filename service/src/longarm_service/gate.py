@@ -1,0 +1,191 @@
+"""What gets in, before any method is called: how often, how large before it is parsed, and how long it may take.
+
+gRPC itself accepts a call at its first byte, waits for the rest without end, and makes Python objects of whatever
+arrives, on the event loop that serves every robot.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health
+
+from longarm_service import failures
+from longarm_service.failures import Context
+from longarm_service.metrics import ServiceMetrics
+from longarm_wire import limits
+from longarm_wire.errors import Reason, WireError
+
+# Calls of one connection at a time. A robot has one, or a few. (Not by HTTP/2's own limit: at it, gRPC's clients hang)
+MAX_CALLS_PER_CONNECTION = 32
+# Calls of one connection per second, after so many at once; further ones wait. A robot asks at most once per tick
+CALLS_PER_SECOND = 250
+BURST_CALLS = 100
+# The same by size: twice what two raw cameras of 640x480 send at 30 Hz
+BYTES_PER_SECOND = 110e6
+# Requests that arrive at a time, beside those of robots that run. The oldest makes room: an honest one takes no time
+MAX_ARRIVING = 128
+ARRIVAL_SECONDS = 30.0
+# Watches of health at a time, which end when their callers like
+MAX_WATCHING = 32
+# Connections whose pace is remembered
+MAX_PEERS = 1024
+
+# Not a generic class as it runs, only as its stubs have it
+type Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+def most_calls(sessions: int) -> int:
+    """Returns how many calls a server of so many sessions may have at a time: more than the gate ever lets in."""
+    return 2 * MAX_ARRIVING + sessions * MAX_CALLS_PER_CONNECTION
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Guards every method of a server, those of health and reflection included."""
+
+    def __init__(
+        self, is_known: Callable[[str], bool], metrics: ServiceMetrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Takes what tells whether a robot runs over a connection (a peer, as gRPC names it)."""
+        self._is_known = is_known
+        self._metrics = metrics
+        self._clock = clock
+        self._guarded: dict[str, Handler] = {}
+        # Calls in progress per connection
+        self._calls: Counter[str] = Counter()
+        # Of strangers whose requests arrive, how long they are waited for, oldest first
+        self._arriving: dict[asyncio.Timeout, None] = {}
+        self._watching_count = 0
+        # Per connection: when it will have paid for its calls so far
+        self._paid_at: dict[str, float] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Returns the method's handler, guarded."""
+        name = handler_call_details.method
+        if name not in self._guarded:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # no such method, of which there are endless names
+                return handler
+            self._guarded[name] = self._guard(name, handler)
+        return self._guarded[name]
+
+    def _guard(self, name: str, handler: Any) -> Handler:
+        """Returns handler as one that reads a stream of bytes: on the wire, one request is a stream of one."""
+        most_bytes = limits.MAX_BYTES_BY_METHOD.get(name.rpartition("/")[2], limits.MAX_SMALL_BYTES)
+        watches = name == f"/{health.SERVICE_NAME}/Watch"
+        behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream
+
+        @contextlib.asynccontextmanager
+        async def admitted(context: Context) -> AsyncIterator[None]:
+            peer = context.peer()
+            try:
+                self._check_room(peer, watches=watches)
+            except WireError as error:
+                await failures.abort(context, error, self._metrics)
+            self._calls[peer] += 1
+            self._watching_count += watches
+            try:
+                yield
+            finally:
+                self._watching_count -= watches
+                self._calls[peer] -= 1
+                if not self._calls[peer]:
+                    del self._calls[peer]
+
+        async def next_request(context: Context) -> Any:
+            try:
+                data = await self._arrived(context)
+                return None if data is None else _parsed(data, most_bytes, handler.request_deserializer)
+            except WireError as error:
+                await failures.abort(context, error, self._metrics)
+
+        async def requests(context: Context) -> AsyncIterator[Any]:
+            while (request := await next_request(context)) is not None:
+                yield request
+
+        async def answer_one(_: object, context: Context) -> Any:
+            async with admitted(context):
+                if (request := await next_request(context)) is None:
+                    await failures.abort(context, _invalid("Expected a request, found none"), self._metrics)
+                return await behaviour(request, context)
+
+        async def answer_many(_: object, context: Context) -> AsyncIterator[Any]:
+            async with admitted(context):
+                async for response in behaviour(requests(context), context):
+                    yield response
+
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(answer_many, None, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(answer_one, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(answer_one, None, handler.response_serializer)
+
+    def _check_room(self, peer: str, *, watches: bool) -> None:
+        if self._calls[peer] >= MAX_CALLS_PER_CONNECTION:
+            raise WireError(
+                Reason.TOO_MANY_SESSIONS, f"This connection has {MAX_CALLS_PER_CONNECTION} calls in progress already."
+            )
+        if watches and self._watching_count >= MAX_WATCHING:
+            raise WireError(Reason.TOO_MANY_SESSIONS, f"{MAX_WATCHING} callers watch already. Try later.")
+
+    async def _arrived(self, context: Context) -> bytes | None:
+        """Returns the call's next request, or None at the end of a stream."""
+        peer = context.peer()
+        try:
+            async with asyncio.timeout(ARRIVAL_SECONDS) as patience:
+                with self._waited_for(peer, patience):
+                    if (wait := self._pay(peer, 1 / CALLS_PER_SECOND)) > 0:
+                        await asyncio.sleep(wait)
+                    data = await context.read()
+                    if data is not grpc.aio.EOF:
+                        self._pay(peer, len(data) / BYTES_PER_SECOND)
+        except TimeoutError:
+            raise _invalid("Expected a request, found none or a part of it, and others wait to send theirs") from None
+        return None if data is grpc.aio.EOF else data
+
+    @contextlib.contextmanager
+    def _waited_for(self, peer: str, patience: asyncio.Timeout) -> Iterator[None]:
+        if self._is_known(peer):
+            yield
+            return
+        while len(self._arriving) >= MAX_ARRIVING:
+            oldest = next(iter(self._arriving))
+            del self._arriving[oldest]
+            oldest.reschedule(0)
+        self._arriving[patience] = None
+        try:
+            yield
+        finally:
+            self._arriving.pop(patience, None)
+
+    def _pay(self, peer: str, seconds: float) -> float:
+        """Books seconds on a connection and returns how long its next call has to wait."""
+        now = self._clock()
+        if len(self._paid_at) > MAX_PEERS:
+            self._paid_at = {other: at for other, at in self._paid_at.items() if at > now}
+        self._paid_at[peer] = paid_at = max(now, self._paid_at.get(peer, now)) + seconds
+        return paid_at - now - BURST_CALLS / CALLS_PER_SECOND
+
+
+def _parsed(data: bytes, most_bytes: int, parse: Callable[[bytes], Any]) -> Any:
+    if len(data) > most_bytes:
+        raise _invalid(f"Expected a request of at most {most_bytes} bytes, found {len(data)}")
+    if not limits.is_flat(data):
+        raise _invalid(f"Expected a request of at most {limits.MAX_FIELDS} fields, found more or no fields at all")
+    try:
+        return parse(data)
+    except DecodeError:
+        raise _invalid(f"Expected a request, found {len(data)} bytes that are none") from None
+
+
+def _invalid(message: str) -> WireError:
+    return WireError(Reason.INVALID_REQUEST, message)

@@ -1,0 +1,206 @@
+"""What gets in: requests of a sane size and shape, at a sane pace, from callers that send them."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.service.conftest import Serve
+from tests.service.fakes import (
+    PATIENCE_SECONDS,
+    FakeLoader,
+    RunningService,
+    failing,
+    observation,
+    open_session,
+    opening,
+)
+from tests.service.test_waiting import reason_of
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
+from longarm_service import gate
+from longarm_service.app import SERVICE_NAME
+from longarm_wire import limits
+from longarm_wire.errors import Reason
+
+
+@pytest.fixture
+def another_channel() -> Iterator[Callable[[RunningService], grpc.Channel]]:
+    """Makes channels with a connection each."""
+    channels: list[grpc.Channel] = []
+
+    def dial(service: RunningService) -> grpc.Channel:
+        address = f"127.0.0.1:{service.service.port}"
+        channels.append(grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]))
+        return channels[-1]
+
+    yield dial
+    for channel in channels:
+        channel.close()
+
+
+Dial = Callable[[RunningService], grpc.Channel]
+
+
+def send(service: RunningService, method: str, data: bytes) -> bytes:
+    """Calls method with any bytes."""
+    call = service.channel.unary_unary(f"/{SERVICE_NAME}/{method}")
+    return call(data, timeout=PATIENCE_SECONDS)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        ("OpenSession", limits.MAX_OPENING_BYTES),
+        ("GetServiceInfo", limits.MAX_SMALL_BYTES),
+        ("ResetSession", limits.MAX_SMALL_BYTES),
+        ("CloseSession", limits.MAX_SMALL_BYTES),
+    ],
+)
+def test_a_request_is_no_larger_than_its_method_needs(serve: Serve, method: str, size: int) -> None:
+    with failing(Reason.INVALID_REQUEST, f"at most {size} bytes, found {size + 1}"):
+        send(serve(), method, bytes(size + 1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x32\x00" * 10_000_000,  # frames without anything in them: a hundred bytes of memory for two
+        pb.PredictChunkRequest(images=[pb.Image()] * 65).SerializeToString(),
+        b"\x7b" * 1000,  # groups
+    ],
+    ids=["frames without end", "65 frames", "groups"],
+)
+def test_a_request_of_many_parts_is_refused_before_it_is_taken_apart(serve: Serve, data: bytes) -> None:
+    with failing(Reason.INVALID_REQUEST, "at most 64 fields"):
+        send(serve(), "PredictChunk", data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 11, b"\x0a\x05a", b"\x0a\x02\xff\xff"], ids=["number", "cut off", "no text"]
+)
+def test_bytes_that_are_no_request_are_said_so(serve: Serve, data: bytes) -> None:
+    with failing(Reason.INVALID_REQUEST, f"{len(data)} bytes that are none"):
+        send(serve(), "PredictChunk", data)
+
+
+@pytest.mark.parametrize("method", ["GetServiceInfo", "PredictChunk", "CloseSession"])
+def test_a_call_without_a_request_is_said_so(serve: Serve, method: str) -> None:
+    call = serve().channel.stream_unary(f"/{SERVICE_NAME}/{method}")
+    with failing(Reason.INVALID_REQUEST, "found none"):
+        call(iter([]), timeout=PATIENCE_SECONDS)
+
+
+def test_flat_is_what_has_few_fields() -> None:
+    image = pb.Image(camera="front", data=bytes(1000))
+    request = pb.PredictChunkRequest(session_id="x", sequence=1 << 62, episode=-1, images=[image] * 16, task="")
+    assert limits.is_flat(request.SerializeToString())
+    assert limits.is_flat(b"")
+    assert limits.is_flat(opening().SerializeToString())
+    assert not limits.is_flat(b"\x08\x01" * (limits.MAX_FIELDS + 1))
+
+
+def test_requests_that_never_arrive_keep_nobody_out(
+    serve: Serve, another_channel: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC waits for them without end. Of so many the oldest make room, and a robot that runs is none of them."""
+    monkeypatch.setattr(gate, "MAX_ARRIVING", 20)
+    service = serve()
+    robot = open_session(service.stub)
+    service.stub.PredictChunk(observation(robot))
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(PATIENCE_SECONDS)
+        yield b""
+
+    calls = []
+    for _ in range(3):
+        method = another_channel(service).stream_unary(f"/{SERVICE_NAME}/PredictChunk")
+        calls += [method.future(nothing()) for _ in range(20)]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while sum(call.done() for call in calls) < 40:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert service.stub.PredictChunk(observation(robot, sequence=2), timeout=PATIENCE_SECONDS).step_count
+    new = pb_grpc.PolicyServiceStub(another_channel(service))
+    assert new.PredictChunk(observation(open_session(new)), timeout=PATIENCE_SECONDS).step_count
+    never.set()
+
+
+def test_a_request_that_does_not_arrive_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "ARRIVAL_SECONDS", 0.1)
+    service = serve()
+    never = threading.Event()
+    call = service.channel.stream_unary(f"/{SERVICE_NAME}/GetServiceInfo").future(never.wait() for _ in [1])
+    assert reason_of(call) is Reason.INVALID_REQUEST
+    never.set()
+
+
+def test_a_connection_has_a_pace(serve: Serve) -> None:
+    """Whoever asks in a circle waits, and holds up no loop that others are served by."""
+    service = serve()
+    begun = time.monotonic()
+    for _ in range(gate.BURST_CALLS + gate.CALLS_PER_SECOND // 2):
+        service.stub.GetServiceInfo(pb.GetServiceInfoRequest())
+    assert time.monotonic() - begun > 0.4
+
+
+def test_a_connection_has_so_many_calls_at_a_time(serve: Serve, loader: FakeLoader, another_channel: Dial) -> None:
+    service = serve(max_session_count=1000)
+    loader.gate.clear()
+    calls = [service.stub.OpenSession(opening()) for _ in range(gate.MAX_CALLS_PER_CONNECTION)]
+    for call in calls:
+        next(call)
+    with failing(Reason.TOO_MANY_SESSIONS, "32 calls in progress"):
+        service.stub.GetServiceInfo(pb.GetServiceInfoRequest())
+    other = pb_grpc.PolicyServiceStub(another_channel(service))
+    assert other.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS).service_version
+    loader.gate.set()
+    for call in calls:
+        assert [*call][-1].HasField("session")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while service.stub.GetServiceInfo.future(pb.GetServiceInfoRequest()).code() is not grpc.StatusCode.OK:
+        assert time.monotonic() < deadline
+
+
+def test_watches_of_health_are_so_many_and_of_names_that_there_are(serve: Serve, another_channel: Dial) -> None:
+    service = serve()
+    stubs = [health_pb2_grpc.HealthStub(another_channel(service)) for _ in range(2)]
+    watches = []
+    for number in range(gate.MAX_WATCHING):
+        watches.append(stubs[number % 2].Watch(health_pb2.HealthCheckRequest(service=SERVICE_NAME)))
+        next(watches[-1])
+    with failing(Reason.TOO_MANY_SESSIONS, "watch already"):
+        next(stubs[0].Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS))
+    assert stubs[0].Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS).status
+    watches.pop().cancel()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stubs[0].Watch(health_pb2.HealthCheckRequest(service="anything"), timeout=PATIENCE_SECONDS))
+        if caught.value.code() is grpc.StatusCode.NOT_FOUND:
+            break
+        assert time.monotonic() < deadline
+    for watch in watches:
+        watch.cancel()
+
+
+def test_a_stream_of_reflection_ends_when_nobody_asks(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "ARRIVAL_SECONDS", 0.2)
+    stub = reflection_pb2_grpc.ServerReflectionStub(serve().channel)
+    never = threading.Event()
+
+    def ask_once() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        never.wait(PATIENCE_SECONDS)
+
+    answers = stub.ServerReflectionInfo(ask_once(), timeout=PATIENCE_SECONDS)
+    assert next(answers).list_services_response.service
+    with failing(Reason.INVALID_REQUEST, "found none"):
+        next(answers)
+    never.set()
