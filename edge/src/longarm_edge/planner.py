@@ -12,6 +12,7 @@ from longarm_edge.guard import RejectedChunkError, check_chunk
 from longarm_edge.link import Link
 from longarm_edge.metrics import Observation, Reconnect, Stage
 from longarm_edge.observation_filter import ObservationFilter, look_at
+from longarm_edge.outcomes import FATAL_AT_REOPEN, OUTCOMES
 from longarm_edge.pace import Pace
 from longarm_edge.patience import Patience
 from longarm_edge.policy_client import (
@@ -32,31 +33,6 @@ from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcPrefix
 
 logger = logging.getLogger(__name__)
-
-# What a refused request means for the observation that was sent
-OUTCOMES = {
-    Reason.SUPERSEDED: Observation.SUPERSEDED,
-    Reason.QUEUE_TIMEOUT: Observation.SUPERSEDED,
-    Reason.POLICY_FAILED: Observation.FAILED,
-    Reason.POLICY_RETURNED_INVALID: Observation.REJECTED,
-    Reason.INVALID_REQUEST: Observation.REJECTED,
-    Reason.INVALID_IMAGE: Observation.REJECTED,
-    Reason.FOREIGN_REPLY: Observation.REJECTED,
-    Reason.SESSION_UNKNOWN: Observation.LOST,
-    Reason.SHUTTING_DOWN: Observation.LOST,
-}
-# Reasons that end a run when they meet a reopened session: no later try can end otherwise
-FATAL_AT_REOPEN = frozenset(
-    {
-        Reason.SPEC_MISMATCH,
-        Reason.POLICY_NOT_ALLOWED,
-        Reason.POLICY_NOT_FOUND,
-        Reason.POLICY_LOAD_FAILED,
-        Reason.POLICY_UNSUPPORTED,
-        Reason.RTC_UNSUPPORTED,
-    }
-)
-
 
 # Seconds for the thread to end, once nothing but the robot can keep it
 HANG_SECONDS = 2.0
