@@ -92,16 +92,18 @@ def test_a_batch_is_no_larger_than_allowed_and_the_rest_comes_next_in_order(robo
     assert robots.policy.tasks == ["holder", *"abcdefg"]
 
 
-def test_other_policies_have_their_turn_between(robots: Robots) -> None:
-    """Two robots with one policy must not keep a third with another from its turn, nor be mixed up with it."""
+def test_a_policy_that_is_busy_holds_up_no_other(robots: Robots) -> None:
+    """Nor is who waits for it mixed up with who asks another."""
     robots.hold()
-    for task, name in (("a", "policy"), ("x", "other"), ("b", "policy"), ("c", "policy"), ("d", "policy")):
-        robots.send(task, name=name)
+    robots.send("a")
+    other = open_session(robots.stub, "other", task="x")
+    assert actions_of(robots.stub.PredictChunk(observation(other), timeout=PATIENCE_SECONDS)).size
+    robots.send("b")
     robots.release()
-    for task in "axbcd":
+    for task in "ab":
         robots.first_value(task)
-    assert robots.policy.batches == [["a", "b", "c"]]
-    assert robots.policy.tasks == ["holder", "a", "b", "c", "d"]
+    assert robots.policy.batches == [["a", "b"]]
+    assert robots.policy.tasks == ["holder", "a", "b"]
 
 
 def test_shapes_that_differ_are_predicted_apart(robots: Robots) -> None:

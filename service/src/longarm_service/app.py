@@ -23,8 +23,8 @@ from longarm_service.prediction import Job, Prediction, predict
 from longarm_service.server import PolicyServicer
 from longarm_service.sessions import SessionTable
 from longarm_service.settings import ServiceSettings
-from longarm_service.shelf import PolicyShelf
-from longarm_service.worker import Worker
+from longarm_service.shelf import Lease, PolicyShelf
+from longarm_service.worker import Worker, Workers
 from longarm_wire import limits
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.http import HttpEndpoint, not_listening
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-EXPIRY_PERIOD_SECONDS = 5.0
+LOOK_AFTER_SECONDS = 1.0
 FAREWELL_SECONDS = 0.5
 
 CHANNEL_OPTIONS = (
@@ -79,24 +79,23 @@ class Service:
         self.port = 0
         self.metrics_port = 0
         self._settings = settings
-        self._shelf = PolicyShelf(make_loader, settings.max_loaded_policies, self.metrics)
-        self._worker: Worker[Job, Prediction] = Worker(
-            lambda jobs: predict(jobs, self.metrics.batch_size.observe),
-            settings.obs_queue_timeout,
-            settings.batch_window,
-            self.metrics,
-            clock,
-        )
+        self._clock = clock
+        self._workers: Workers[Job, Prediction] = Workers(self._make_worker)
+        self.metrics.waiting.set_function(lambda: self._workers.waiting_count)
+        self._shelf = PolicyShelf(make_loader, settings.max_loaded_policies, self.metrics, self._workers.retire)
         self._sessions = SessionTable(settings.max_session_count, settings.session_idle_timeout, self.metrics, clock)
-        self._servicer = PolicyServicer(settings, self._shelf, self._worker, self._sessions, self.metrics)
+        self._servicer = PolicyServicer(settings, self._shelf, self._workers, self._sessions, self.metrics)
         self._health = health.aio.HealthServicer()
         self._state = "starting"
+        # Nobody who asks for others drives them out
+        self._preloaded: dict[str, Lease] = {}
+        self._failed: asyncio.Future[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
     @property
     def busy(self) -> bool:
         """Whether a thread is still in the middle of something that cannot be interrupted."""
-        return self._worker.busy or self._shelf.busy
+        return self._workers.busy or self._shelf.busy
 
     async def __aenter__(self) -> Self:
         """Binds and answers: health says NOT_SERVING until prepare is done.
@@ -109,13 +108,15 @@ class Service:
             self._start_http(stack)
             # No call and no prediction needs the decoders by then
             stack.callback(self._servicer.close)
-            await stack.enter_async_context(self._worker)
+            stack.callback(self._shelf.close)
+            stack.callback(self._workers.close)
             server = await self._start_grpc()
             # Predictions are answered by then. What is left are watches of health and reflection, which never end by
             # themselves: they get a moment for their last word
             stack.push_async_callback(server.stop, grace=FAREWELL_SECONDS)
-            expiry = asyncio.create_task(self._expire_sessions(), name="expire sessions")
-            stack.callback(expiry.cancel)
+            self._failed = asyncio.get_running_loop().create_future()
+            housekeeping = asyncio.create_task(self._keep_house(), name="keep house")
+            stack.callback(housekeeping.cancel)
             self._announce(stack)
             self._stack = stack.pop_all()
         return self
@@ -140,14 +141,11 @@ class Service:
             facts = {f"{library}_version": version for library, version in loader.library_versions.items()}
             self.metrics.describe({**facts, "device": loader.device}, loader.device_memory)
             for name in self._settings.preload:
-                lease = await self._shelf.borrow(PolicyChoice(name), lambda _: None)
-                lease.release()
+                self._preloaded[name] = await self._borrow(name)
         except WireError as error:
             final = error.reason is not Reason.HUB_UNREACHABLE
             raise StartupError(f"{error.reason}: {error.message}", final=final) from error
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, SERVING)
-        self._state = "ready"
+        await self._set_state("ready")
         host = self._settings.host
         logger.info(
             "ready: listening on %s:%d, metrics on http://%s:%d/metrics, device %s",
@@ -157,6 +155,32 @@ class Service:
             self.metrics_port,
             f"{loader.device} {loader.device_name}".rstrip(),
         )
+
+    async def failure(self) -> None:
+        """Waits until only a new start helps.
+
+        Raises:
+          StartupError: Why. It is not final.
+        """
+        assert self._failed is not None  # noqa: S101 - entered
+        await asyncio.shield(self._failed)
+
+    def _make_worker(self) -> Worker[Job, Prediction]:
+        return Worker(
+            lambda jobs: predict(jobs, self.metrics.batch_size.observe),
+            self._settings.obs_queue_timeout,
+            self._settings.batch_window,
+            self.metrics,
+            self._clock,
+        )
+
+    async def _borrow(self, name: str) -> Lease:
+        return await self._shelf.borrow(PolicyChoice(name), lambda _: None)
+
+    async def _set_state(self, state: str) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, SERVING if state == "ready" else NOT_SERVING)
+        self._state = state
 
     def _start_http(self, stack: contextlib.AsyncExitStack) -> None:
         checks = {
@@ -202,7 +226,38 @@ class Service:
             raise StartupError(f"Cannot write {path} (announce): {error.strerror}.") from error
         stack.callback(path.unlink, missing_ok=True)
 
-    async def _expire_sessions(self) -> None:
-        while True:
-            await asyncio.sleep(EXPIRY_PERIOD_SECONDS)
-            self._sessions.expire()
+    async def _keep_house(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(LOOK_AFTER_SECONDS)
+                self._sessions.expire()
+                await self._look_after_policies()
+        except StartupError as error:
+            assert self._failed is not None  # noqa: S101 - set before
+            await self._set_state("failed")
+            self._failed.set_exception(error)
+
+    async def _look_after_policies(self) -> None:
+        """Forgets what failed, and loads it anew if it is to be in memory.
+
+        Raises:
+          StartupError: Nothing can be loaded any more, or not this.
+        """
+        self._shelf.drop_failed()
+        loader = self._shelf.loader
+        if self._state != "ready" or loader is None:
+            return
+        if loader.failure is not None:
+            raise StartupError(loader.failure, final=False)
+        current = {id(policy) for policy in self._shelf.policies}
+        for name, lease in self._preloaded.items():
+            if id(lease.policy) in current:
+                continue
+            if lease.policy.failure is not None:
+                await self._set_state("recovering")
+            lease.release()
+            try:
+                self._preloaded[name] = await self._borrow(name)
+            except WireError as error:
+                raise StartupError(f"{name} failed and does not load again. {error.message}", final=False) from error
+        await self._set_state("ready")

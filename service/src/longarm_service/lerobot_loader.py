@@ -1,6 +1,5 @@
 """Loads LeRobot checkpoints: checks that the service can run them rightly, builds them, warms them up."""
 
-import gc
 import logging
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -22,11 +21,11 @@ from longarm_service.policy import (
     DeviceMemory,
     Fingerprint,
     Guidance,
-    LoadedPolicy,
     Observation,
     PolicyChoice,
     PolicyLoader,
     Report,
+    ServedPolicy,
 )
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
@@ -118,17 +117,11 @@ class LerobotLoader(PolicyLoader):
             make_processors=make_processors,
         )
 
-    def is_current(self, policy: LoadedPolicy) -> bool:
+    def is_current(self, policy: ServedPolicy) -> bool:
         """Compares digests of directories. What came from the hub stays what it was."""
         known = policy.fingerprint
         directory = Path(known.pretrained_name_or_path)
         return bool(known.revision) or not directory.is_dir() or checkpoints.digest(directory) == known.digest
-
-    def release_memory(self) -> None:
-        """Collects dropped policies, whose modules refer to each other, and empties torch's cache of device memory."""
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def device_memory(self) -> list[DeviceMemory]:
         """Returns one entry per visible CUDA device that torch has used."""

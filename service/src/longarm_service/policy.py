@@ -1,7 +1,10 @@
 """The boundary between the service and what runs policies. Nothing here knows LeRobot or torch.
 
-Threads. load is called on one thread, open_processors on any, and everything that belongs to a prediction (preprocess,
-predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come between.
+The service sees a ServedPolicy, which as a rule runs in a process of its own; there it is a LoadedPolicy.
+
+Threads. load and open_processors are called on any thread, and answer on one thread per policy; there everything that
+belongs to a prediction (preprocess, predict, postprocess) happens in this order. Steps of other sessions may come
+between.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +19,7 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
-# Takes news of a load; called on the loading thread
+# Takes news of a load; called on the thread that loads
 Report = Callable[[pb.Progress], None]
 
 
@@ -96,8 +99,42 @@ class Guidance:
     prefix: np.ndarray | None = None
 
 
-class Processors(ABC):
-    """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
+@dataclass(frozen=True, eq=False)
+class Order:
+    """One prediction that is asked for.
+
+    Attributes:
+      processors: What open_processors returned for the session.
+      observation: What the robot sees.
+      new_episode: Whether processors must forget the past first.
+      rtc: Settings of real-time chunking; None to not use it.
+      prefix: The actions that the robot has still to execute. None if there are none, or without real-time chunking.
+    """
+
+    processors: Any
+    observation: Observation
+    new_episode: bool = False
+    rtc: RtcConfig | None = None
+    prefix: RtcPrefix | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A chunk as the policy gives it.
+
+    Attributes:
+      actions: Robot space, float32, shape (steps, action_dim).
+      model_actions: The same in model space, float32, shape (steps, model_action_dim). None without real-time chunking.
+      durations: Seconds by stage: "preprocess", "predict" and "postprocess".
+    """
+
+    actions: np.ndarray
+    model_actions: np.ndarray | None
+    durations: dict[str, float]
+
+
+class SessionProcessors(ABC):
+    """What the service sees of a session's processors."""
 
     @abstractmethod
     def prepare_frame(self, key: str, frame: np.ndarray) -> Any:
@@ -109,6 +146,13 @@ class Processors(ABC):
           key: The policy's feature key.
           frame: uint8 of shape (height, width, 3), RGB.
         """
+
+    def close(self) -> None:  # noqa: B027 - for those who have something to do
+        """Forgets them: the session has ended. Never waits."""
+
+
+class Processors(SessionProcessors):
+    """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
 
     @abstractmethod
     def preprocess(self, observation: Observation) -> Any:
@@ -143,8 +187,9 @@ class Processors(ABC):
         """Forgets the past: an episode begins."""
 
 
-class LoadedPolicy(ABC):
-    """A policy in memory, warmed up. It keeps nothing from one prediction to the next, so that sessions can share it.
+class ServedPolicy(ABC):
+    """A policy in memory, warmed up, wherever that is. It keeps nothing from one prediction to the next, so that
+    sessions can share it.
 
     Attributes:
       spec: What it wants and gives.
@@ -158,12 +203,54 @@ class LoadedPolicy(ABC):
 
     @property
     def takes_batches(self) -> bool:
-        """Whether predict_batch and shape_of work."""
+        """Whether several observations may share a forward pass."""
         return False
+
+    @property
+    def failure(self) -> str | None:
+        """Why it cannot be used any more, None if it can. Once it failed, it has failed for ever."""
+        return None
+
+    @abstractmethod
+    def open_processors(self) -> SessionProcessors:
+        """Returns fresh processors for one session. May read files."""
+
+    @abstractmethod
+    def answer(self, orders: Sequence[Order], on_forward: Callable[[int], object]) -> list[Answer | Exception]:
+        """Returns the chunk of each order, or why there is none. What fails for one of them fails for no other.
+
+        Args:
+          orders: Of different sessions. Those whose observations are alike in shape may share a forward pass.
+          on_forward: Called for each forward pass with the number of observations in it.
+
+        Returns:
+          Per order an answer, or WireError, POLICY_FAILED as a rule, with an id that is in the log.
+
+        Raises:
+          WireError: POLICY_FAILED; there is none for anyone.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Frees its memory: nobody uses it any more. Never waits."""
+
+
+class LoadedPolicy(ServedPolicy):
+    """A policy in the memory of this process. takes_batches says whether predict_batch and shape_of work."""
 
     @abstractmethod
     def open_processors(self) -> Processors:
-        """Returns fresh processors for one session. May read files."""
+        """See ServedPolicy."""
+
+    def answer(self, orders: Sequence[Order], on_forward: Callable[[int], object]) -> list[Answer | Exception]:
+        """Takes orders through the stages; see ServedPolicy."""
+        # Imported here: the stages are made of what is declared above and below
+        from longarm_service import stages
+
+        return stages.answer(self, orders, on_forward)
+
+    def works(self) -> bool:
+        """Returns whether it still can predict, after a prediction failed: an error of the device may be for good."""
+        return True
 
     @abstractmethod
     def predict(self, prepared: Any, guidance: Guidance | None = None) -> Any:
@@ -209,8 +296,13 @@ class PolicyLoader(ABC):
     device_name: str
     library_versions: Mapping[str, str]
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be loaded any more, None if it can."""
+        return None
+
     @abstractmethod
-    def load(self, choice: PolicyChoice, report: Report) -> LoadedPolicy:
+    def load(self, choice: PolicyChoice, report: Report) -> ServedPolicy:
         """Returns the chosen policy, warmed up.
 
         Raises:
@@ -219,13 +311,12 @@ class PolicyLoader(ABC):
         """
 
     @abstractmethod
-    def is_current(self, policy: LoadedPolicy) -> bool:
+    def is_current(self, policy: ServedPolicy) -> bool:
         """Returns whether the files that policy came from are still the same. Takes milliseconds; on any thread."""
-
-    @abstractmethod
-    def release_memory(self) -> None:
-        """Gives memory of policies that nobody refers to any more back to the device."""
 
     @abstractmethod
     def device_memory(self) -> list[DeviceMemory]:
         """Returns how full each GPU in use is; empty without one."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends every policy that is left."""

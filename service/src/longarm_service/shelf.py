@@ -1,6 +1,7 @@
 """Keeps loaded policies for the sessions that use them."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import LoadedPolicy, PolicyChoice, PolicyLoader, Report
+from longarm_service.policy import PolicyChoice, PolicyLoader, Report, ServedPolicy
 from longarm_service.threads import SoloThread
 from longarm_wire.errors import Reason, WireError
 
@@ -17,10 +18,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Entry:
-    load: asyncio.Task[LoadedPolicy] | None = None
+    load: asyncio.Task[ServedPolicy] | None = None
     use_count: int = 0
     listeners: list[Report] = field(default_factory=list)
     news: pb.Progress | None = None
+    forgotten: bool = False
 
     def publish(self, progress: pb.Progress) -> None:
         self.news = progress
@@ -31,35 +33,48 @@ class _Entry:
     def idle(self) -> bool:
         return self.use_count == 0 and self.load is not None and self.load.done()
 
+    @property
+    def policy(self) -> ServedPolicy | None:
+        """What was loaded; None while it loads, and if it failed."""
+        load = self.load
+        return load.result() if load and load.done() and not load.cancelled() and not load.exception() else None
+
 
 class Lease:
     """One use of a loaded policy, which keeps it in memory until released."""
 
-    def __init__(self, policy: LoadedPolicy, entry: _Entry, device: str) -> None:
+    def __init__(self, policy: ServedPolicy, device: str, on_release: Callable[[], None]) -> None:
         self.policy = policy
         self.device = device
-        self._entry: _Entry | None = entry
+        self._on_release: Callable[[], None] | None = on_release
 
     def release(self) -> None:
         """Ends the use. A second release does nothing."""
-        if self._entry is not None:
-            self._entry.use_count -= 1
-            self._entry = None
+        on_release, self._on_release = self._on_release, None
+        if on_release is not None:
+            on_release()
 
 
 class PolicyShelf:
     """Loads each policy once, shares it, and drops the one unused for longest when there are too many.
 
-    Loads run one after another on a thread of their own, beside predictions: a robot that runs is slowed a little by
-    another's load, and never stopped. All methods are for the thread of the event loop.
+    Each load has a thread of its own: one that hangs holds up no other. All methods are for the thread of the event
+    loop.
     """
 
-    def __init__(self, make_loader: Callable[[], PolicyLoader], max_count: int, metrics: ServiceMetrics) -> None:
-        """Takes what makes the loader. It runs on the loading thread, since importing LeRobot takes many seconds."""
+    def __init__(
+        self,
+        make_loader: Callable[[], PolicyLoader],
+        max_count: int,
+        metrics: ServiceMetrics,
+        on_drop: Callable[[ServedPolicy], object] = lambda _: None,
+    ) -> None:
+        """Takes what makes the loader, which takes many seconds, and who is to know of each policy that is dropped."""
         self._make_loader = make_loader
         self._max_count = max_count
         self._metrics = metrics
-        self._thread = SoloThread("loader")
+        self._on_drop = on_drop
+        self._threads: set[SoloThread] = set()
         # In order of last use, oldest first
         self._entries: dict[PolicyChoice, _Entry] = {}
         self._started: asyncio.Task[PolicyLoader] | None = None
@@ -71,19 +86,18 @@ class PolicyShelf:
         return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
 
     @property
-    def policies(self) -> list[LoadedPolicy]:
+    def policies(self) -> list[ServedPolicy]:
         """What is in memory."""
-        loads = [entry.load for entry in self._entries.values()]
-        return [load.result() for load in loads if load and load.done() and not load.exception()]
+        return [entry.policy for entry in self._entries.values() if entry.policy is not None]
 
     @property
     def busy(self) -> bool:
         """Whether something loads."""
-        return self._thread.busy
+        return any(thread.busy for thread in self._threads)
 
     def start(self) -> "asyncio.Task[PolicyLoader]":
         """Begins to make the loader and returns the task that ends with it. Call once, first."""
-        self._started = asyncio.create_task(self._thread.run(self._make_loader), name="make loader")
+        self._started = asyncio.create_task(self._aside(self._make_loader), name="make loader")
         return self._started
 
     async def borrow(self, choice: PolicyChoice, report: Report) -> Lease:
@@ -99,6 +113,7 @@ class PolicyShelf:
             report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message="The service starts up"))
         loader = await asyncio.shield(self._started)
         choice = replace(choice, device=choice.device or loader.device, dtype=choice.dtype or loader.dtype)
+        self.drop_failed()
         await self._drop_if_outdated(choice, loader)
         entry = self._entries.pop(choice, None)
         if entry is None:
@@ -114,27 +129,35 @@ class PolicyShelf:
         entry.listeners.append(report)
         assert entry.load is not None  # noqa: S101 - set above
         try:
-            return Lease(await asyncio.shield(entry.load), entry, choice.device)
+            return Lease(await asyncio.shield(entry.load), choice.device, functools.partial(self._release, entry))
         except BaseException:
-            entry.use_count -= 1
+            self._release(entry)
             raise
         finally:
             entry.listeners.remove(report)
 
-    async def _load(self, choice: PolicyChoice, entry: _Entry, loader: PolicyLoader) -> LoadedPolicy:
+    def drop_failed(self) -> None:
+        """Forgets policies that cannot be used any more, so that who asks for them gets new ones."""
+        for choice, entry in list(self._entries.items()):
+            if entry.policy is not None and entry.policy.failure is not None:
+                logger.warning("%s is dropped. %s", choice.pretrained_name_or_path, entry.policy.failure)
+                self._forget(choice)
+
+    def close(self) -> None:
+        """Ends every policy that is left."""
+        if self.loader is not None:
+            self.loader.close()
+
+    async def _load(self, choice: PolicyChoice, entry: _Entry, loader: PolicyLoader) -> ServedPolicy:
         loop = asyncio.get_running_loop()
 
         def report(progress: pb.Progress) -> None:
             loop.call_soon_threadsafe(entry.publish, progress)
 
-        def load() -> LoadedPolicy:
-            loader.release_memory()
-            return loader.load(choice, report)
-
         logger.info("loading %s on %s", choice.pretrained_name_or_path, choice.device)
         begun = time.monotonic()
         try:
-            policy = await self._thread.run(load)
+            policy = await self._aside(functools.partial(loader.load, choice, report))
         except BaseException:
             if self._entries.get(choice) is entry:
                 del self._entries[choice]
@@ -148,9 +171,9 @@ class PolicyShelf:
     async def _drop_if_outdated(self, choice: PolicyChoice, loader: PolicyLoader) -> None:
         """Forgets a policy whose directory holds something else by now: a robot that starts wants what is there."""
         entry = self._entries.get(choice)
-        if entry is None or entry.load is None or not entry.load.done() or entry.load.exception():
+        if entry is None or entry.policy is None:
             return
-        if not await asyncio.to_thread(loader.is_current, entry.load.result()):
+        if not await asyncio.to_thread(loader.is_current, entry.policy):
             logger.info("%s changed on disk and is loaded again", choice.pretrained_name_or_path)
             if self._entries.get(choice) is entry:
                 self._forget(choice)
@@ -169,5 +192,28 @@ class PolicyShelf:
         )
 
     def _forget(self, choice: PolicyChoice) -> None:
-        del self._entries[choice]
+        entry = self._entries.pop(choice)
         self._metrics.policies_loaded.dec()
+        entry.forgotten = True
+        self._drop_if_done_with(entry)
+
+    def _release(self, entry: _Entry) -> None:
+        entry.use_count -= 1
+        self._drop_if_done_with(entry)
+
+    def _drop_if_done_with(self, entry: _Entry) -> None:
+        """Ends a policy that nobody uses and nobody can get any more."""
+        if entry.forgotten and entry.idle and entry.policy is not None:
+            self._on_drop(entry.policy)
+            entry.policy.close()
+
+    async def _aside[T](self, action: Callable[[], T]) -> T:
+        """Returns what action returns on a thread of its own."""
+        thread = SoloThread("load")
+        self._threads.add(thread)
+        try:
+            return await thread.run(action)
+        finally:
+            thread.close()
+            if not thread.busy:
+                self._threads.discard(thread)
