@@ -143,8 +143,8 @@ class Service:
             for name in self._settings.preload:
                 self._preloaded[name] = await self._borrow(name)
         except WireError as error:
-            final = error.reason is not Reason.HUB_UNREACHABLE
-            raise StartupError(f"{error.reason}: {error.message}", final=final) from error
+            passing = error.reason in (Reason.HUB_UNREACHABLE, Reason.INTERNAL) or "process" in error.metadata
+            raise StartupError(f"{error.reason}: {error.message}", final=not passing) from error
         await self._set_state("ready")
         host = self._settings.host
         logger.info(

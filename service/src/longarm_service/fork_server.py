@@ -114,6 +114,7 @@ class ForkServer:
             self.ended = True
             self._changed.notify_all()
         self._forked.put(None)
+        self._control.close()
 
     def _packet(self) -> bytes:
         try:

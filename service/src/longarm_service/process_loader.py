@@ -112,7 +112,8 @@ class ProcessLoader(PolicyLoader):
         try:
             facts = process.call("load", self._load_timeout_seconds, on_progress, choice=choice)
         except _ProcessEndedError as error:
-            raise WireError(Reason.POLICY_LOAD_FAILED, f"Loading {name!r} failed: {error}") from error
+            # Another try may well succeed
+            raise WireError(Reason.POLICY_LOAD_FAILED, f"Loading {name!r} failed. {error}", process="ended") from error
         except BaseException:
             process.end("It loaded nothing.")
             raise

@@ -1,0 +1,72 @@
+"""Policies that do to their process what it is there for: hold it, crash it, lose its device. By name, and by task."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.service.fakes import FakeLoader, FakePolicy, Observation
+
+from longarm.policy.v1 import policy_service_pb2 as pb
+from longarm_service.policy import Guidance, PolicyChoice, Report
+
+# For the processes
+FACTORY = "tests.service.far_policies:make_loader"
+
+
+def hold_the_interpreter() -> None:
+    """Never returns, and lets no other thread of this process run."""
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+class FarPolicy(FakePolicy):
+    """Does what the task says."""
+
+    device_works = True
+
+    def predict(self, prepared: Observation, guidance: Guidance | None = None) -> Any:
+        match prepared.task:
+            case "hang":
+                hold_the_interpreter()
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "lose the device":
+                self.device_works = False
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            case "take long":
+                time.sleep(1.5)
+        return super().predict(prepared, guidance)
+
+    def works(self) -> bool:
+        return self.device_works
+
+
+class FarLoader(FakeLoader):
+    """Does what the name says. "once PATH" loads as long as there is no such file, and makes it."""
+
+    def load(self, choice: PolicyChoice, report: Report) -> FakePolicy:
+        name, _, path = choice.pretrained_name_or_path.partition(" ")
+        match name:
+            case "hangs":
+                report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING))
+                hold_the_interpreter()
+            case "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "crashes":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "once":
+                if Path(path).exists():
+                    raise RuntimeError("not twice")
+                Path(path).touch()
+        policy = super().load(choice, report)
+        policy.__class__ = FarPolicy
+        return policy
+
+
+def make_loader(**arguments: Any) -> FarLoader:
+    """What the processes call."""
+    return FarLoader(batching=True, **arguments)
