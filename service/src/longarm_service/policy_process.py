@@ -27,8 +27,8 @@ from longarm_wire.rtc import RtcConfig, RtcPrefix
 
 # The device forgot everything: only a new process gets a new context on it
 EXIT_DEVICE_FAILED = 70
-# A load computes beside policies that robots wait for. Of 19
-LOADING_NICENESS = 15
+# A load computes beside policies that robots wait for. Of the 19 from normal to lowest
+LOADING_NICENESS = 10
 # Where memory runs out, the kernel is to end who loads and not who runs. Of 1000
 LOADING_OOM_SCORE = 500
 
@@ -159,8 +159,11 @@ def _told(error: WireError) -> dict[str, Any]:
 
 def _stand_back() -> None:
     """Lowers the priority of this thread, and of the threads that it starts."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)
+    # Elsewhere than on Linux threads have none of their own
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux":
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + LOADING_NICENESS)
 
 
 @contextlib.contextmanager
