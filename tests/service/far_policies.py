@@ -14,6 +14,8 @@ from longarm_service.policy import Guidance, PolicyChoice, Report
 
 # For the processes
 FACTORY = "tests.service.far_policies:make_loader"
+NEVER_FORKED = "tests.service.far_policies:make_forked_loader"
+IMPORTED_IN = os.getpid()
 
 
 def hold_the_interpreter() -> None:
@@ -67,6 +69,19 @@ class FarLoader(FakeLoader):
         return policy
 
 
+class ForkedLoader(FarLoader):
+    """Cannot use its device where it is forked, as if an import had used CUDA."""
+
+    @property
+    def spoiled(self) -> bool:
+        return os.getpid() != IMPORTED_IN
+
+
 def make_loader(**arguments: Any) -> FarLoader:
     """What the processes call."""
     return FarLoader(batching=True, **arguments)
+
+
+def make_forked_loader() -> ForkedLoader:
+    """The same for a process that must not be forked."""
+    return ForkedLoader()

@@ -23,7 +23,7 @@ from tests.service.fakes import (
     open_session,
     opening,
 )
-from tests.service.far_policies import FACTORY
+from tests.service.far_policies import FACTORY, NEVER_FORKED
 from tests.service.test_lerobot import answer, some_observation
 from tests.service.test_lifecycle import SERVING, http, wait_for_health
 
@@ -225,6 +225,18 @@ def test_memory_is_given_back_when_a_policy_makes_room(serve: Serve, far: KeptLo
     before = pid_of(service)
     service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
     open_session(service.stub, "another")
+    await_that(lambda: is_gone(before))
+
+
+def test_where_an_import_used_the_gpu_processes_are_not_forked(serve: Serve) -> None:
+    """CUDA does not survive a fork: torch would say that there is no GPU, and policies would run on the CPU."""
+    loader = ProcessLoader(
+        {}, load_timeout_seconds=PATIENCE_SECONDS, predict_timeout_seconds=PATIENCE_SECONDS, factory=NEVER_FORKED
+    )
+    service = serve(lambda: loader)
+    predict(service, open_session(service.stub))
+    before = pid_of(service)
+    service.close()
     await_that(lambda: is_gone(before))
 
 

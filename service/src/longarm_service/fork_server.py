@@ -1,11 +1,13 @@
 """Processes that have torch and LeRobot imported already: forked in milliseconds from one that imports them once.
 
-usage: python -m longarm_service.fork_server DESCRIPTOR LOG_LEVEL MODULE:FACTORY [MODULE ...]
+usage: python -m longarm_service.fork_server {fork,fresh,serve} DESCRIPTOR LOG_LEVEL MODULE:FACTORY [MODULE ...]
 
-The service starts this program and keeps the other end of the socket DESCRIPTOR. For each socket that it sends along,
-a process is forked that serves on it (policy_process.py) with what FACTORY makes. The program does nothing else, above
-all no CUDA, which does not survive a fork. When the service ends, however it ends, the socket does; then this program
-ends, and with it all that it forked.
+The service starts this program with `fork` and keeps the other end of the socket DESCRIPTOR. For each socket that it
+sends along, a process is forked that serves on it (policy_process.py) with what FACTORY makes. The program does nothing
+else, above all no CUDA, which does not survive a fork. When the service ends, however it ends, the socket does; then
+this program ends, and with it all that it forked.
+
+Where imports use CUDA all the same, `fresh` starts each process from nothing, as `serve`, which takes seconds.
 """
 
 import ctypes
@@ -32,6 +34,8 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PACKET_BYTES = 64
 # Longer than importing takes on the slowest disk
 FORK_SECONDS = 600.0
+# Lets torch.cuda.is_available(), which some modules ask as they are imported, look for GPUs without CUDA
+_NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -43,16 +47,20 @@ class ForkServerError(Exception):
 class ForkServer:
     """The service's end. For any thread."""
 
-    def __init__(self, factory: str, imports: Sequence[str] = (), log_level: str = "info") -> None:
+    def __init__(
+        self, factory: str, imports: Sequence[str] = (), log_level: str = "info", *, fresh: bool = False
+    ) -> None:
         """Starts the program, which begins to import.
 
         Args:
           factory: MODULE:FUNCTION that makes a PolicyLoader from keyword arguments.
           imports: Further modules that what FACTORY loads may need.
           log_level: Least severity of its log lines, which go to the service's standard error.
+          fresh: Whether to start each process from nothing.
         """
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", __spec__.name, str(theirs.fileno()), log_level, factory, *imports]
+        way = "fresh" if fresh else "fork"
+        command = [sys.executable, "-m", __spec__.name, way, str(theirs.fileno()), log_level, factory, *imports]
         with theirs:
             # Of no terminal and no process group that others may signal: it ends with the service and not before
             self._process = subprocess.Popen(  # noqa: S603
@@ -124,23 +132,47 @@ class ForkServer:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Forks on demand until the service ends."""
-    descriptor, log_level, factory, *imports = arguments
+    """Forks on demand, or serves, until the service ends."""
+    way, descriptor, log_level, factory, *imports = arguments
     # A stop is for the service, which lets predictions be answered first
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=sys.stderr, force=True)
+    with socket.socket(fileno=int(descriptor)) as connection:
+        if way == "fresh":
+            _fork_on_demand(connection, functools.partial(_serve_afresh, arguments=arguments[2:]))
+            return
+        serve = _imported(factory, imports)
+        if way == "serve":
+            serve(connection)
+        else:
+            _fork_on_demand(connection, serve)
+
+
+def _imported(factory: str, imports: Sequence[str]) -> Callable[[socket.socket], None]:
+    """Returns what serves on a connection, with everything imported that it needs."""
+    before = os.environ.get(_NVML_CHECK)
+    os.environ[_NVML_CHECK] = "1"
     for wanted in imports:
         importlib.import_module(wanted)
     module, _, name = factory.partition(":")
     make_loader = getattr(importlib.import_module(module), name)
     from longarm_service.policy_process import serve
 
+    # There what counts is whether CUDA works
+    del os.environ[_NVML_CHECK]
+    if before is not None:
+        os.environ[_NVML_CHECK] = before
     # What is imported stays: collections in the processes neither search it nor write to its pages, which all share
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=int(descriptor)) as control:
-        _fork_on_demand(control, functools.partial(serve, make_loader=make_loader))
+    return functools.partial(serve, make_loader=make_loader)
+
+
+def _serve_afresh(connection: socket.socket, arguments: Sequence[str]) -> None:
+    connection.set_inheritable(True)
+    command = [sys.executable, "-m", __spec__.name, "serve", str(connection.fileno()), *arguments]
+    os.execv(sys.executable, command)  # noqa: S606
 
 
 def _fork_on_demand(control: socket.socket, serve: Callable[[socket.socket], None]) -> None:

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The first prediction takes one-off work (kernels, caches, compilation), the second shows the time that stays
 WARM_UP_PREDICTIONS = 2
+# One of these is there where there is a GPU: NVIDIA, AMD, or either under Windows
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 RENAME_STEP = "rename_observations_processor"
 DEVICE_STEP = "device_processor"
 
@@ -70,6 +72,11 @@ class LerobotLoader(PolicyLoader):
         self.library_versions = {name: version(name) for name in ("lerobot", "torch")}
         self.dtype = dtype
         self._compiled = compiled
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether torch calls this a bad fork, and there is a GPU to miss: then torch says that there is none."""
+        return torch.cuda._is_in_bad_fork() and any(Path(device).exists() for device in GPU_FILES)
 
     def load(self, choice: PolicyChoice, report: Report) -> LerobotPolicy:
         """See PolicyLoader.load."""

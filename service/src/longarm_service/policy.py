@@ -297,6 +297,11 @@ class PolicyLoader(ABC):
     library_versions: Mapping[str, str]
 
     @property
+    def spoiled(self) -> bool:
+        """Whether this process was forked from one that used the device before, so that it cannot use it."""
+        return False
+
+    @property
     def failure(self) -> str | None:
         """Why nothing can be loaded any more, None if it can."""
         return None

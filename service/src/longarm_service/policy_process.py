@@ -28,7 +28,7 @@ from longarm_wire.rtc import RtcConfig, RtcPrefix
 # The device forgot everything: only a new process gets a new context on it
 EXIT_DEVICE_FAILED = 70
 # A load computes beside policies that robots wait for. Of the 19 from normal to lowest
-LOADING_NICENESS = 10
+LOADING_NICENESS = 15
 # Where memory runs out, the kernel is to end who loads and not who runs. Of 1000
 LOADING_OOM_SCORE = 500
 
@@ -96,7 +96,7 @@ class _Host:
 
     def _start(self, message: dict[str, Any]) -> dict[str, Any]:
         self._loader = self._make_loader(**message["arguments"])
-        facts = ("device", "dtype", "device_name", "library_versions")
+        facts = ("device", "dtype", "device_name", "library_versions", "spoiled")
         return {name: getattr(self._loader, name) for name in facts}
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import parcels
-from longarm_service.fork_server import ForkServer, ForkServerError
+from longarm_service.fork_server import FORK_SECONDS, ForkServer, ForkServerError
 from longarm_service.policy import (
     Answer,
     DeviceMemory,
@@ -81,16 +81,26 @@ class ProcessLoader(PolicyLoader):
         self._predict_timeout_seconds = predict_timeout_seconds
         self._processes: frozenset[_Process] = frozenset()
         self._server = ForkServer(factory, imports, log_level)
+        facts = self._facts()
+        if facts["spoiled"]:
+            logger.warning("a module that is imported uses the GPU: policies take seconds longer to load")
+            self._server.close()
+            self._server = ForkServer(factory, imports, log_level, fresh=True)
+            facts = self._facts()
+        self.device: str = facts["device"]
+        self.dtype: str = facts["dtype"]
+        self.device_name: str = facts["device_name"]
+        self.library_versions: Mapping[str, str] = facts["library_versions"]
+
+    def _facts(self) -> dict[str, Any]:
+        """Returns what a loader in a process says of itself and the device."""
         try:
             process, facts = self._started()
         except BaseException:
             self._server.close()
             raise
         process.end("It was asked all that there was to ask.")
-        self.device: str = facts["device"]
-        self.dtype: str = facts["dtype"]
-        self.device_name: str = facts["device_name"]
-        self.library_versions: Mapping[str, str] = facts["library_versions"]
+        return facts
 
     @property
     def failure(self) -> str | None:
@@ -152,7 +162,7 @@ class ProcessLoader(PolicyLoader):
             raise WireError(Reason.INTERNAL, str(error)) from error
         self._processes = frozenset({process, *(one for one in self._processes if one.fate is None)})
         try:
-            return process, process.call("start", CALL_SECONDS, arguments=self._arguments)
+            return process, process.call("start", FORK_SECONDS, arguments=self._arguments)
         except _ProcessEndedError as error:
             raise WireError(Reason.INTERNAL, f"A process for a policy did not start. {error}") from error
         except BaseException:
