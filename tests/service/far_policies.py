@@ -10,7 +10,7 @@ from typing import Any
 from tests.service.fakes import FakeLoader, FakePolicy, Observation
 
 from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_service.policy import Guidance, PolicyChoice, Report
+from longarm_service.policy import DeviceMemory, Guidance, PolicyChoice, Report
 
 # For the processes
 FACTORY = "tests.service.far_policies:make_loader"
@@ -49,6 +49,10 @@ class FarPolicy(FakePolicy):
 
 class FarLoader(FakeLoader):
     """Does what the name says. "once PATH" loads as long as there is no such file, and makes it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.memory = [DeviceMemory("cuda:0", 10, 20, 80, 0.5), DeviceMemory("cuda:1", 1, 2, 80, None)]
 
     def load(self, choice: PolicyChoice, report: Report) -> FakePolicy:
         name, _, path = choice.pretrained_name_or_path.partition(" ")

@@ -228,6 +228,16 @@ def test_memory_is_given_back_when_a_policy_makes_room(serve: Serve, far: KeptLo
     await_that(lambda: is_gone(before))
 
 
+def test_the_memory_of_all_processes_is_shown(service: RunningService) -> None:
+    for name in ("policy", "another"):
+        open_session(service.stub, name)
+    wait_for_health(service, SERVING)
+    assert service.metric("gpu_memory_allocated_bytes", device="cuda:0") == 20
+    assert service.metric("gpu_memory_reserved_bytes", device="cuda:1") == 4
+    assert service.metric("gpu_memory_total_bytes", device="cuda:0") == 80
+    assert service.metric("gpu_utilization_ratio", device="cuda:0") == 0.5
+
+
 def test_where_an_import_used_the_gpu_processes_are_not_forked(serve: Serve) -> None:
     """CUDA does not survive a fork: torch would say that there is no GPU, and policies would run on the CPU."""
     loader = ProcessLoader(

@@ -36,6 +36,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LOOK_AFTER_SECONDS = 1.0
 FAREWELL_SECONDS = 0.5
+# Why a policy does not load now, and may in a moment
+PASSING = (Reason.HUB_UNREACHABLE, Reason.TOO_MANY_SESSIONS)
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
@@ -238,26 +240,33 @@ class Service:
             self._failed.set_exception(error)
 
     async def _look_after_policies(self) -> None:
-        """Forgets what failed, and loads it anew if it is to be in memory.
+        """Forgets what failed, and loads it anew if it was preloaded.
 
         Raises:
           StartupError: Nothing can be loaded any more, or not this.
         """
         self._shelf.drop_failed()
         loader = self._shelf.loader
-        if self._state != "ready" or loader is None:
+        if self._state not in ("ready", "recovering") or loader is None:
             return
         if loader.failure is not None:
             raise StartupError(loader.failure, final=False)
-        current = {id(policy) for policy in self._shelf.policies}
-        for name, lease in self._preloaded.items():
-            if id(lease.policy) in current:
+        for name, lease in list(self._preloaded.items()):
+            if any(lease.policy is policy for policy in self._shelf.policies):
                 continue
-            if lease.policy.failure is not None:
-                await self._set_state("recovering")
+            # It failed, or its directory holds another one by now
+            failed = lease.policy.failure is not None
             lease.release()
+            if failed:
+                await self._set_state("recovering")
             try:
                 self._preloaded[name] = await self._borrow(name)
             except WireError as error:
-                raise StartupError(f"{name} failed and does not load again. {error.message}", final=False) from error
-        await self._set_state("ready")
+                if failed and error.reason not in PASSING:
+                    raise StartupError(f"{name} does not load again. {error.message}", final=False) from error
+                logger.warning("%s is not loaded anew: %s", name, error.message)
+                if failed:
+                    return
+                del self._preloaded[name]
+        if self._state == "recovering":
+            await self._set_state("ready")

@@ -4,16 +4,9 @@ Whatever a load or a policy does (set torch's default type, hold the interpreter
 memory, hang, crash, leave the GPU in an error) it does to itself, and what it leaves behind ends with its process.
 """
 
-import itertools
 import logging
-import signal
-import socket
-import struct
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -21,7 +14,6 @@ from google.protobuf import json_format
 from pydantic import TypeAdapter
 
 from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_service import parcels
 from longarm_service.fork_server import FORK_SECONDS, ForkServer, ForkServerError
 from longarm_service.policy import (
     Answer,
@@ -34,17 +26,13 @@ from longarm_service.policy import (
     ServedPolicy,
     SessionProcessors,
 )
-from longarm_service.policy_process import EXIT_DEVICE_FAILED
+from longarm_service.process_call import PolicyProcess, ProcessEndedError, failure_told
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.specs import PolicySpec
 
 LEROBOT_LOADER = "longarm_service.lerobot_loader:LerobotLoader"
 # For what takes a policy's process a moment
 CALL_SECONDS = 60.0
-# At a scrape
-MEMORY_SECONDS = 1.0
-# For the kernel to free what a process had, which comes before its end
-FATE_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 _policy_spec = TypeAdapter(PolicySpec)
@@ -79,7 +67,7 @@ class ProcessLoader(PolicyLoader):
         self._arguments = dict(arguments)
         self._load_timeout_seconds = load_timeout_seconds
         self._predict_timeout_seconds = predict_timeout_seconds
-        self._processes: frozenset[_Process] = frozenset()
+        self._processes: frozenset[PolicyProcess] = frozenset()
         self._server = ForkServer(factory, imports, log_level)
         facts = self._facts()
         if facts["spoiled"]:
@@ -121,7 +109,7 @@ class ProcessLoader(PolicyLoader):
 
         try:
             facts = process.call("load", self._load_timeout_seconds, on_progress, choice=choice)
-        except _ProcessEndedError as error:
+        except ProcessEndedError as error:
             # Another try may well succeed
             raise WireError(Reason.POLICY_LOAD_FAILED, f"Loading {name!r} failed. {error}", process="ended") from error
         except BaseException:
@@ -154,16 +142,16 @@ class ProcessLoader(PolicyLoader):
         """Ends all processes."""
         self._server.close()
 
-    def _started(self) -> tuple["_Process", dict[str, Any]]:
+    def _started(self) -> tuple[PolicyProcess, dict[str, Any]]:
         """Returns a new process with a loader in it, and what that says of itself."""
         try:
-            process = _Process(self._server, self._predict_timeout_seconds)
+            process = PolicyProcess(self._server, self._predict_timeout_seconds)
         except ForkServerError as error:
             raise WireError(Reason.INTERNAL, str(error)) from error
         self._processes = frozenset({process, *(one for one in self._processes if one.fate is None)})
         try:
             return process, process.call("start", FORK_SECONDS, arguments=self._arguments)
-        except _ProcessEndedError as error:
+        except ProcessEndedError as error:
             raise WireError(Reason.INTERNAL, f"A process for a policy did not start. {error}") from error
         except BaseException:
             process.end("It did not start.")
@@ -175,7 +163,7 @@ class ProcessPolicy(ServedPolicy):
 
     def __init__(
         self,
-        process: "_Process",
+        process: PolicyProcess,
         timeout_seconds: float,
         spec: PolicySpec,
         fingerprint: Fingerprint,
@@ -209,13 +197,15 @@ class ProcessPolicy(ServedPolicy):
         result = self._call("answer", self._timeout_seconds, orders=[_numbered(order) for order in orders])
         for count in result["forwards"]:
             on_forward(count)
-        return [Answer(**one["answer"]) if "answer" in one else _failure(one["failure"]) for one in result["answers"]]
+        return [
+            Answer(**one["answer"]) if "answer" in one else failure_told(one["failure"]) for one in result["answers"]
+        ]
 
     def is_current(self) -> bool:
         """See PolicyLoader.is_current."""
         try:
             return bool(self._process.call("is_current", CALL_SECONDS))
-        except _ProcessEndedError:
+        except ProcessEndedError:
             return False
 
     def close(self) -> None:
@@ -225,7 +215,7 @@ class ProcessPolicy(ServedPolicy):
     def _call(self, call: str, timeout_seconds: float, **arguments: Any) -> Any:
         try:
             return self._process.call(call, timeout_seconds, **arguments)
-        except _ProcessEndedError as error:
+        except ProcessEndedError as error:
             raise WireError(
                 Reason.POLICY_FAILED,
                 f"The {self.spec.policy_type} policy is gone: {error} A new session loads it anew.",
@@ -235,7 +225,7 @@ class ProcessPolicy(ServedPolicy):
 class RemoteProcessors(SessionProcessors):
     """A session's processors in a policy's process, known by their number."""
 
-    def __init__(self, process: "_Process", number: int) -> None:
+    def __init__(self, process: PolicyProcess, number: int) -> None:
         self._process = process
         self.number = number
 
@@ -250,152 +240,6 @@ class RemoteProcessors(SessionProcessors):
 
 def _numbered(order: Order) -> Order:
     return replace(order, processors=order.processors.number)
-
-
-class _ProcessEndedError(Exception):
-    """A process has ended and answers no more. The message says why, in a sentence."""
-
-
-class _Process:
-    """The service's end of one process. For any thread.
-
-    Attributes:
-      closed: Numbers of processors to forget, which go along with the next call.
-      fate: Why it answers no more, in a sentence; None while it does.
-    """
-
-    def __init__(self, server: ForkServer, timeout_seconds: float) -> None:
-        """Forks it.
-
-        Args:
-          server: From which.
-          timeout_seconds: How long it may take to read what is sent to it.
-
-        Raises:
-          ForkServerError: There is nothing to fork from.
-        """
-        self.closed: deque[int] = deque()
-        self.fate: str | None = None
-        self._server = server
-        self._sending = threading.Lock()
-        self._numbers = itertools.count()
-        self._waiting: dict[int, SimpleQueue[dict[str, Any] | None]] = {}
-        self._pid, self._connection = server.fork()
-        # One that reads nothing must not hold whoever asks for ever
-        patience = struct.pack("@ll", int(timeout_seconds), int(timeout_seconds % 1 * 1e6))
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-        threading.Thread(target=self._read, name=f"policy process {self._pid}", daemon=True).start()
-
-    def call(
-        self,
-        call: str,
-        timeout_seconds: float,
-        on_progress: Callable[[dict[str, Any]], object] = lambda _: None,
-        **arguments: Any,
-    ) -> Any:
-        """Returns what it answers. A process that says nothing for timeout_seconds is ended.
-
-        Raises:
-          WireError: The failure that it answers.
-          _ProcessEndedError: It ended, or is ended now.
-        """
-        try:
-            return self._ask(call, timeout_seconds, on_progress, arguments)
-        except TimeoutError:
-            self.end(f"Its process hung: it said nothing for {timeout_seconds:g} s, and was ended.")
-            raise _ProcessEndedError(self.fate) from None
-
-    def memory(self) -> list[DeviceMemory]:
-        """Returns what it says of its GPUs; nothing if it is busy with something else."""
-        try:
-            told = self._ask("memory", MEMORY_SECONDS, lambda _: None, {})
-        except (TimeoutError, WireError, _ProcessEndedError):
-            return []
-        return [DeviceMemory(**one) for one in told]
-
-    def end(self, why: str) -> None:
-        """Ends it at once, whatever it does. Never waits."""
-        if self.fate is None:
-            self.fate = why
-        self._server.kill(self._pid)
-
-    def _ask(
-        self,
-        call: str,
-        timeout_seconds: float,
-        on_progress: Callable[[dict[str, Any]], object],
-        arguments: dict[str, Any],
-    ) -> Any:
-        number = next(self._numbers)
-        answers = self._waiting[number] = SimpleQueue()
-        try:
-            # Only now: whoever sets the fate then looks for those who wait
-            if self.fate is not None:
-                raise _ProcessEndedError(self.fate)
-            self._send({"id": number, "call": call, "closed": self._forgotten(), **arguments})
-            while True:
-                try:
-                    message = answers.get(timeout=timeout_seconds)
-                except Empty:
-                    raise TimeoutError from None
-                if message is None:
-                    raise _ProcessEndedError(self.fate)
-                if "progress" not in message:
-                    break
-                on_progress(message["progress"])
-        finally:
-            del self._waiting[number]
-        if "failure" in message:
-            raise _failure(message["failure"])
-        return message["result"]
-
-    def _send(self, message: dict[str, Any]) -> None:
-        try:
-            with self._sending:
-                parcels.send(self._connection, message)
-        except BlockingIOError:
-            raise TimeoutError from None
-        except OSError:
-            # It has ended: the thread that reads finds out how
-            return
-
-    def _forgotten(self) -> list[int]:
-        numbers = []
-        while self.closed:
-            numbers.append(self.closed.popleft())
-        return numbers
-
-    def _read(self) -> None:
-        while (message := parcels.receive(self._connection)) is not None:
-            answers = self._waiting.get(message["id"])
-            if answers is not None:
-                answers.put(message)
-        status = self._server.status(self._pid, FATE_SECONDS)
-        if self.fate is None:
-            self.fate = _fate(status)
-            logger.error("a policy is gone. %s", self.fate)
-        for answers in list(self._waiting.values()):
-            answers.put(None)
-        with self._sending:
-            self._connection.close()
-
-
-def _fate(status: int | None) -> str:
-    """Returns what an exit code that nobody asked for means, as a sentence."""
-    if status == -signal.SIGKILL:
-        return (
-            "Its process was killed (SIGKILL), as the kernel does where memory runs out. Give the machine or container "
-            "more memory, or the service fewer or smaller policies (max_loaded_policies, dtype)."
-        )
-    if status == EXIT_DEVICE_FAILED:
-        return "Its device failed, and its process ended. The service's log says how."
-    if status is not None and status < 0:
-        return f"Its process crashed ({signal.Signals(-status).name}). The service's log may say more."
-    return f"Its process ended (exit code {status}). The service's log may say more."
-
-
-def _failure(told: Mapping[str, Any]) -> WireError:
-    return WireError(Reason(told["reason"]), told["message"], **told["metadata"])
 
 
 def _added(one: DeviceMemory, other: DeviceMemory) -> DeviceMemory:

@@ -188,7 +188,7 @@ class PolicyShelf:
                 return
         raise WireError(
             Reason.TOO_MANY_SESSIONS,
-            f"The service holds {len(self._entries)} policies (max_loaded_policies) and sessions use all of them.",
+            f"The service holds {len(self._entries)} policies (max_loaded_policies), all of them in use or preloaded.",
         )
 
     def _forget(self, choice: PolicyChoice) -> None:
