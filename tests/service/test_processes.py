@@ -32,7 +32,7 @@ from longarm_service import parcels
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.policy import Answer, Observation, Order, PolicyChoice
 from longarm_service.process_loader import LEROBOT_LOADER, ProcessLoader, ProcessPolicy
-from longarm_wire.errors import Reason
+from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 
 # What hangs is ended after this; nothing else takes as long
@@ -142,6 +142,18 @@ def test_a_session_in_another_process_is_like_one_in_this(service: RunningServic
         open_session(service.stub, "nothing")
     with failing(Reason.INTERNAL, "RuntimeError"):
         open_session(service.stub, "bug")
+
+
+def test_what_is_wrong_with_one_order_is_no_fault_of_the_others(far: KeptLoader) -> None:
+    policy = far.load(PolicyChoice("policy"), lambda _: None)
+    seen = Observation(np.float32([1, 2, 3]), {"observation.images.front": np.zeros((8, 10, 3), np.uint8)}, "", "")
+    gone = policy.open_processors()
+    gone.close()
+    good = policy.open_processors()
+    first, second = policy.answer([Order(gone, seen), Order(good, seen)], lambda _: None)
+    assert isinstance(first, WireError)
+    assert isinstance(second, Answer)
+    policy.close()
 
 
 def test_processors_end_with_their_session(service: RunningService) -> None:

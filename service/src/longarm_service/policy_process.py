@@ -59,7 +59,7 @@ class _Host:
         self._device_failed = False
         loading = ThreadPoolExecutor(1, "load", initializer=_stand_back)
         beside = ThreadPoolExecutor(2, "beside")
-        policy = ThreadPoolExecutor(1, "policy")
+        self._policy_thread = policy = ThreadPoolExecutor(1, "policy")
         self._calls: dict[str, tuple[ThreadPoolExecutor, Callable[[dict[str, Any]], Any]]] = {
             "start": (loading, self._start),
             "load": (loading, self._load),
@@ -71,8 +71,9 @@ class _Host:
 
     def take(self, message: dict[str, Any]) -> None:
         """Begins to do what a message asks for."""
-        for number in message["closed"]:
-            self._processors.pop(number, None)
+        if message["closed"]:
+            # Behind the predictions that may still want them
+            self._policy_thread.submit(self._forget, message["closed"])
         threads, action = self._calls[message["call"]]
         threads.submit(self._do, action, message)
 
@@ -115,12 +116,25 @@ class _Host:
         self._processors[number] = self._loaded.open_processors()
         return number
 
+    def _forget(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._processors.pop(number, None)
+
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         forwards: list[int] = []
-        answers = self._loaded.answer([self._order(**order) for order in message["orders"]], forwards.append)
-        self._device_failed = any(isinstance(one, Exception) for one in answers) and not self._loaded.works()
-        told = [{"failure": _told(one)} if isinstance(one, WireError) else {"answer": one} for one in answers]
+        orders = [self._attempted(order) for order in message["orders"]]
+        answers = iter(self._loaded.answer([one for one in orders if isinstance(one, Order)], forwards.append))
+        outcomes = [next(answers) if isinstance(one, Order) else one for one in orders]
+        self._device_failed = any(isinstance(one, Exception) for one in outcomes) and not self._loaded.works()
+        told = [{"failure": _told(one)} if isinstance(one, WireError) else {"answer": one} for one in outcomes]
         return {"answers": told, "forwards": forwards}
+
+    def _attempted(self, order: dict[str, Any]) -> Order | WireError:
+        try:
+            return self._order(**order)
+        except Exception as error:  # noqa: BLE001 - what fails for one of them fails for no other
+            kind = self._loaded.spec.policy_type
+            return failures.fault(Reason.POLICY_FAILED, f"The {kind} policy failed", error)
 
     def _order(
         self,

@@ -105,7 +105,7 @@ class PolicyProcess:
             # Only now: whoever sets the fate then looks for those who wait
             if self.fate is not None:
                 raise ProcessEndedError(self.fate)
-            self._send({"id": number, "call": call, "closed": self._forgotten(), **arguments})
+            self._send({"id": number, "call": call, "closed": self._forgotten(), **arguments}, timeout_seconds)
             while True:
                 try:
                     message = answers.get(timeout=timeout_seconds)
@@ -122,15 +122,18 @@ class PolicyProcess:
             raise failure_told(message["failure"])
         return message["result"]
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any], timeout_seconds: float) -> None:
+        if not self._sending.acquire(timeout=timeout_seconds):
+            raise TimeoutError
         try:
-            with self._sending:
-                parcels.send(self._connection, message)
+            parcels.send(self._connection, message)
         except BlockingIOError:
             raise TimeoutError from None
         except OSError:
             # It has ended: the thread that reads finds out how
             return
+        finally:
+            self._sending.release()
 
     def _forgotten(self) -> list[int]:
         numbers = []
@@ -164,6 +167,8 @@ def _fate(status: int | None) -> str:
         return "Its device failed, and its process ended. The service's log says how."
     if status is not None and status < 0:
         return f"Its process crashed ({signal.Signals(-status).name}). The service's log may say more."
+    if status is None:
+        return "Its process ended with the program that made it."
     return f"Its process ended (exit code {status}). The service's log may say more."
 
 

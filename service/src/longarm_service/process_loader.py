@@ -32,7 +32,7 @@ from longarm_wire.specs import PolicySpec
 
 LEROBOT_LOADER = "longarm_service.lerobot_loader:LerobotLoader"
 # For what takes a policy's process a moment
-CALL_SECONDS = 60.0
+CALL_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 _policy_spec = TypeAdapter(PolicySpec)
