@@ -1,7 +1,7 @@
 """What runs in the process of one policy: loads it, and answers the service's calls on a socket until that ends.
 
 A call is {"id", "call", ...} and is answered by {"id", "result"} or {"id", "failure"}, a load before that by any number
-of {"id", "progress"}. Predictions go one after another; what takes time beside them has threads of its own.
+of {"id", "progress"}. Predictions are made on the thread that reads; what takes time beside them has others.
 """
 
 import contextlib
@@ -59,23 +59,25 @@ class _Host:
         self._device_failed = False
         loading = ThreadPoolExecutor(1, "load", initializer=_stand_back)
         beside = ThreadPoolExecutor(2, "beside")
-        self._policy_thread = policy = ThreadPoolExecutor(1, "policy")
-        self._calls: dict[str, tuple[ThreadPoolExecutor, Callable[[dict[str, Any]], Any]]] = {
+        self._calls: dict[str, tuple[ThreadPoolExecutor | None, Callable[[dict[str, Any]], Any]]] = {
             "start": (loading, self._start),
             "load": (loading, self._load),
-            "answer": (policy, self._answer),
+            "answer": (None, self._answer),
             "open": (beside, self._open),
             "is_current": (beside, self._is_current),
             "memory": (beside, self._memory),
         }
 
     def take(self, message: dict[str, Any]) -> None:
-        """Begins to do what a message asks for."""
-        if message["closed"]:
-            # Behind the predictions that may still want them
-            self._policy_thread.submit(self._forget, message["closed"])
+        """Predicts, or begins to do what else a message asks for."""
+        for number in message["closed"]:
+            self._processors.pop(number, None)
         threads, action = self._calls[message["call"]]
-        threads.submit(self._do, action, message)
+        if threads is None:
+            # Here, since each change of threads costs, and what comes meanwhile has time
+            self._do(action, message)
+        else:
+            threads.submit(self._do, action, message)
 
     def _do(self, action: Callable[[dict[str, Any]], Any], message: dict[str, Any]) -> None:
         try:
@@ -115,10 +117,6 @@ class _Host:
         number = next(self._numbers)
         self._processors[number] = self._loaded.open_processors()
         return number
-
-    def _forget(self, numbers: list[int]) -> None:
-        for number in numbers:
-            self._processors.pop(number, None)
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         forwards: list[int] = []
