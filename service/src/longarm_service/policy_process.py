@@ -113,9 +113,9 @@ class _Host:
         self._policy = policy
         return {name: getattr(policy, name) for name in ("spec", "fingerprint", "saved_renames", "takes_batches")}
 
-    def _open(self, _: dict[str, Any]) -> int:
+    def _open(self, message: dict[str, Any]) -> int:
         number = next(self._numbers)
-        self._processors[number] = self._loaded.open_processors()
+        self._processors[number] = self._loaded.open_processors(*message["arguments"])
         return number
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -188,9 +188,9 @@ class ProcessPolicy(ServedPolicy):
         """What became of the process."""
         return self._process.fate
 
-    def open_processors(self) -> "RemoteProcessors":
-        """Lets the process make some; see ServedPolicy."""
-        return RemoteProcessors(self._process, self._call("open", CALL_SECONDS))
+    def open_processors(self, *arguments: Any) -> "RemoteProcessors":
+        """Lets the process make some, of the same arguments; see ServedPolicy."""
+        return RemoteProcessors(self._process, self._call("open", CALL_SECONDS, arguments=arguments))
 
     def answer(self, orders: Sequence[Order], on_forward: Callable[[int], object]) -> list[Answer | Exception]:
         """Sends orders there; see ServedPolicy. A process that takes too long is ended."""
