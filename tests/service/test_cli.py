@@ -100,15 +100,17 @@ def test_a_taken_port_is_explained_at_once(tmp_path: Path) -> None:
 
 
 class Process:
-    """serve_fake.py in a process."""
+    """serve_fake.py in a process, or another program."""
 
-    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, program: str = "tests.service.serve_fake", **environment: str
+    ) -> None:
         self.announced = directory / "ports.json"
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
-                "tests.service.serve_fake",
+                program,
                 "--port=0",
                 "--metrics_port=0",
                 f"--announce={self.announced}",
