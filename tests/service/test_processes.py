@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,10 @@ class KeptLoader(ProcessLoader):
             process.end("The test is over.")
 
 
-def kept(factory: str, seconds: float, **arguments: str) -> Iterator[KeptLoader]:
-    loader = KeptLoader(arguments, load_timeout_seconds=seconds, predict_timeout_seconds=seconds, factory=factory)
+def kept(factory: str, seconds: float, imports: Sequence[str] = (), **arguments: str) -> Iterator[KeptLoader]:
+    loader = KeptLoader(
+        arguments, load_timeout_seconds=seconds, predict_timeout_seconds=seconds, factory=factory, imports=imports
+    )
     yield loader
     ProcessLoader.close(loader)
 

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from longarm_service import parcels
+from longarm_service.checkpoint import clear_up_after
 from longarm_service.fork_server import ForkServer
 from longarm_service.policy import DeviceMemory
 from longarm_service.policy_process import EXIT_DEVICE_FAILED
@@ -155,6 +156,7 @@ class PolicyProcess:
             if answers is not None:
                 answers.put(message)
         status = self._server.status(self._pid, FATE_SECONDS)
+        clear_up_after(self._pid)
         if self.fate is None:
             self.fate = _fate(status)
             logger.error("a policy is gone. %s", self.fate)
