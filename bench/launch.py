@@ -18,14 +18,14 @@ def main() -> None:
     if program == "sshd":
         _sshd(Path(flags[0]), int(flags[1]), flags[2:])
         return
-    if program in ("service", "stock-server"):
+    if program == "stock-server":
         from bench.configuration_emulated import POLICY_TYPE
-    else:
+    elif program != "service":
         from bench import config_arm  # noqa: F401 - registers the robot
     if program == "service":
         from longarm_service.cli import main as serve
 
-        serve(flags)
+        serve(flags, imports=["bench.configuration_emulated"])
     elif program == "edge":
         from longarm_edge.cli import main as drive
 

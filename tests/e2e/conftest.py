@@ -200,8 +200,6 @@ class ScriptedLoader(PolicyLoader):
     def is_current(self, policy: LoadedPolicy) -> bool:
         return policy.fingerprint.digest == self.script.digest
 
-    def release_memory(self) -> None: ...
-
     def device_memory(self) -> list[DeviceMemory]:
         return []
 

@@ -189,9 +189,6 @@ class FakeLoader(PolicyLoader):
     def is_current(self, policy: LoadedPolicy) -> bool:
         return policy.fingerprint.pretrained_name_or_path not in self.outdated
 
-    def release_memory(self) -> None:
-        """Holds none."""
-
     def device_memory(self) -> list[DeviceMemory]:
         return self.memory
 

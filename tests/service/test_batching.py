@@ -1,6 +1,7 @@
 """Observations of several sessions in one forward pass: the same answers, fair turns, and no harm to each other."""
 
 import asyncio
+import contextlib
 import itertools
 import math
 import time
@@ -97,16 +98,18 @@ def test_a_batch_is_no_larger_than_allowed_and_the_rest_comes_next_in_order(robo
     assert robots.policy.tasks == ["holder", *"abcdefg"]
 
 
-def test_other_policies_have_their_turn_between(robots: Robots) -> None:
-    """Two robots with one policy must not keep a third with another from its turn, nor be mixed up with it."""
+def test_a_policy_that_is_busy_holds_up_no_other(robots: Robots) -> None:
+    """Nor is who waits for it mixed up with who asks another."""
     robots.hold()
-    for task, name in (("a", "policy"), ("x", "other"), ("b", "policy"), ("c", "policy"), ("d", "policy")):
-        robots.send(task, name=name)
+    robots.send("a")
+    other = open_session(robots.stub, "other", task="x")
+    assert actions_of(robots.stub.PredictChunk(observation(other), timeout=PATIENCE_SECONDS)).size
+    robots.send("b")
     robots.release()
-    for task in "axbcd":
+    for task in "ab":
         robots.first_value(task)
-    assert robots.policy.batches == [["a", "b", "c"]]
-    assert robots.policy.tasks == ["holder", "a", "b", "c", "d"]
+    assert robots.policy.batches == [["a", "b"]]
+    assert robots.policy.tasks == ["holder", "a", "b"]
 
 
 def test_shapes_that_differ_are_predicted_apart(robots: Robots) -> None:
@@ -235,7 +238,7 @@ def test_a_session_that_supersedes_itself_all_the_time_stretches_nobodys_batch()
             batches.append(list(jobs))
             return list(jobs)
 
-        async with Worker(work, PATIENCE_SECONDS, 0.1, ServiceMetrics(), clock) as worker:
+        with contextlib.closing(Worker(work, PATIENCE_SECONDS, 0.1, ServiceMetrics(), clock)) as worker:
             hasty = [asyncio.create_task(worker.run("a", "hasty", company))]
             modest = asyncio.create_task(worker.run("b", "modest", company))
             while not modest.done() and len(hasty) < 500:

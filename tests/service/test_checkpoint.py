@@ -1,5 +1,7 @@
 """Finding checkpoints and telling them apart, without LeRobot."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,24 @@ def test_the_hub_is_not_asked_for_what_cannot_be_there() -> None:
     with pytest.raises(WireError, match="no directory '/nowhere'") as caught:
         checkpoint.find("/nowhere", "", lambda _: None)
     assert caught.value.reason is Reason.POLICY_NOT_FOUND
+
+
+CUT_SHORT = """
+import os, sys
+from longarm_service import checkpoint
+with checkpoint.as_judged(checkpoint.find(sys.argv[1], "", lambda _: None)) as judged:
+    print(os.getpid(), judged.read_from, flush=True)
+    os._exit(1)
+"""
+
+
+def test_what_a_load_that_was_ended_leaves_behind_is_removed(directory: Path) -> None:
+    """And with it nothing of the checkpoint, to which it leads."""
+    command = [sys.executable, "-c", CUT_SHORT, str(directory)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    pid, place = said.split(maxsplit=1)
+    left = Path(place.strip())
+    assert (left / "model.safetensors").is_symlink()
+    checkpoint.clear_up_after(int(pid))
+    assert not left.exists()
+    assert (directory / "model.safetensors").stat().st_size == 5 << 20

@@ -1,5 +1,6 @@
 """The command longarm-service as a supervisor sees it: in a process of its own."""
 
+import inspect
 import json
 import os
 import signal
@@ -9,13 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from tests.service.fakes import CHUNK_SIZE, PATIENCE_SECONDS, observation, open_session
 
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
-from longarm_service import __version__
+from longarm_service import __version__, cli
+from longarm_service.lerobot_loader import LerobotLoader
+from longarm_service.settings import ServiceSettings
 from longarm_wire import exit_codes
 
 ROOT = Path(__file__).parents[2]
@@ -99,16 +103,29 @@ def test_a_taken_port_is_explained_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-class Process:
-    """serve_fake.py in a process."""
+def test_what_runs_policies_gets_the_settings_that_are_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process makes its loader of them: a name that it does not know would end every load."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(cli, "ProcessLoader", lambda arguments, **_: given.append(arguments))
+    flags = ["--policy_device=cpu", "--dtype=bfloat16", "--torch_threads=3", "--trusted_policies=lab/a@b,/c"]
+    cli._process_loader(ServiceSettings.load(flags, program="test"), ())
+    (arguments,) = given
+    assert arguments.keys() == inspect.signature(LerobotLoader).parameters.keys()
+    assert list(arguments.values()) == ["cpu", "bfloat16", False, 3, ("lab/a@b", "/c")]
 
-    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
+
+class Process:
+    """serve_fake.py in a process, or another program."""
+
+    def __init__(
+        self, directory: Path, *arguments: str, program: str = "tests.service.serve_fake", **environment: str
+    ) -> None:
         self.announced = directory / "ports.json"
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
-                "tests.service.serve_fake",
+                program,
                 "--port=0",
                 "--metrics_port=0",
                 f"--announce={self.announced}",

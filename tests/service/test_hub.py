@@ -5,18 +5,20 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.service.conftest import Serve
 from tests.service.fake_hub import COMMIT, Hub, go_online
-from tests.service.fakes import PATIENCE_SECONDS, FakeLoader, failing, open_session, opening
+from tests.service.fakes import PATIENCE_SECONDS, FakeLoader, open_session, opening
+from tests.service.far_policies import FACTORY, FETCHING, FetchingLoader
+from tests.service.test_processes import await_that, is_gone
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint, shelf
 from longarm_service.checkpoint import Checkpoint
-from longarm_service.policy import LoadAbandonedError, PolicyChoice, Report
+from longarm_service.policy import LoadAbandonedError, Report
+from longarm_service.process_loader import ProcessLoader
 from longarm_wire.errors import Reason, WireError
 
 ACT = {
@@ -192,14 +194,6 @@ def test_a_hub_that_says_nothing_is_waited_for_no_longer_than_anybody_waits(hub:
         find("lab/act", report=report)
 
 
-class FetchingLoader(FakeLoader):
-    """Fetches its policies from the hub."""
-
-    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:
-        found = checkpoint.find(choice.pretrained_name_or_path, choice.revision, report)
-        return replace(choice, revision=found.revision)
-
-
 def test_a_fetch_ends_soon_after_the_last_robot_hung_up(
     hub: Hub, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,20 +248,52 @@ def drain(call: object) -> None:
 
 
 def test_a_load_that_nobody_waits_for_does_not_begin(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks and hangs up, again and again, has no more loads running than there may be policies."""
     monkeypatch.setattr(shelf, "ABANDONED_SECONDS", 0.0)
     loader = FakeLoader()
-    stub = serve(lambda: loader).stub
+    service = serve(lambda: loader, max_loaded_policies=1)
+    entries = service.service._shelf._entries
     loader.gate.clear()
-    first = stub.OpenSession(opening("first"))
-    loader.wait_until_loading()
-    second = stub.OpenSession(opening("second"))
-    assert next(iter(first)).progress.message
-    second.cancel()
-    with failing(Reason.POLICY_NOT_FOUND):
-        threading.Timer(0.5, loader.gate.set).start()
-        list(stub.OpenSession(opening("none"), timeout=PATIENCE_SECONDS))
-    assert [choice.pretrained_name_or_path for choice in loader.loads] == ["first", "none"]
-    list(first)
+    for name in ("first", "second", "third"):
+        call = service.stub.OpenSession(opening(name))
+        await_that(lambda name=name: [choice.pretrained_name_or_path for choice in list(entries)] == [name])  # type: ignore[misc]
+        if name == "first":
+            loader.wait_until_loading()
+        call.cancel()
+        await_that(lambda: not [entry for entry in list(entries.values()) if entry.use_count])
+    threading.Timer(0.5, loader.gate.set).start()
+    assert open_session(service.stub, "last").session_id
+    assert [choice.pretrained_name_or_path for choice in loader.loads] == ["first", "last"]
+
+
+def test_a_load_for_which_others_take_the_room_is_ended(serve: Serve) -> None:
+    """With its process, whatever it is in the middle of."""
+    loader = ProcessLoader({}, load_timeout_seconds=600.0, predict_timeout_seconds=600.0, factory=FACTORY)
+    service = serve(lambda: loader, max_loaded_policies=1)
+    call = service.stub.OpenSession(opening("hangs"))
+    assert next(call).progress.stage == pb.PROGRESS_STAGE_LOADING
+    (process,) = [one for one in loader._processes if one.fate is None]
+    call.cancel()
+    entries = service.service._shelf._entries
+    await_that(lambda: not [entry for entry in list(entries.values()) if entry.use_count])
+    assert open_session(service.stub).session_id
+    await_that(lambda: is_gone(process._pid))
+
+
+def test_a_fetch_in_another_process_ends_soon_after_the_last_robot_hung_up(
+    hub: Hub, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "ABANDONED_SECONDS", 0.3)
+    loader = ProcessLoader({}, load_timeout_seconds=600.0, predict_timeout_seconds=600.0, factory=FETCHING)
+    service = serve(lambda: loader)
+    hub.silent.add("model.safetensors")
+    call = service.stub.OpenSession(opening("lab/act"))
+    assert next(call).progress.message
+    assert hub.begun.wait(PATIENCE_SECONDS)
+    call.cancel()
+    assert hub.broken_off.wait(PATIENCE_SECONDS)
+    hub.silent.clear()
+    assert open_session(service.stub, "lab/act").fingerprint.revision == COMMIT
 
 
 def closed_address() -> str:

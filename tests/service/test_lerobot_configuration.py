@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from tests.service import configuration_remembering  # noqa: F401  # registers the policy
 from tests.service.checkpoints import CAMERAS, CHUNK_SIZE, HEIGHT, JOINTS, SMALL_DIFFUSION, WIDTH, save, save_act
 from tests.service.conftest import Serve
-from tests.service.fakes import actions_of, failing, observation, open_session, raw_image
+from tests.service.fakes import PATIENCE_SECONDS, actions_of, failing, observation, open_session, raw_image
+from tests.service.test_processes import KeptLoader, kept
 
 from bench.smolvla_checkpoint import make_smolvla
 from longarm.policy.v1 import policy_service_pb2 as pb
@@ -27,6 +29,7 @@ from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQu
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy, Model
 from longarm_service.policy import Guidance, PolicyChoice
+from longarm_service.process_loader import LEROBOT_LOADER
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
 
@@ -44,6 +47,18 @@ def lerobot() -> LerobotLoader:
 @pytest.fixture
 def stub(serve: Serve) -> PolicyServiceStub:
     return serve(lambda: LerobotLoader("cpu"), obs_queue_timeout=30.0).stub
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[KeptLoader]:
+    yield from kept(LEROBOT_LOADER, 10 * PATIENCE_SECONDS, ["tests.service.configuration_remembering"], device="cpu")
+
+
+@pytest.fixture(params=["here", "there"])
+def anywhere(request: pytest.FixtureRequest, serve: Serve) -> PolicyServiceStub:
+    """A service whose policies are in this process, and one whose policies have their own."""
+    loader = request.getfixturevalue("far") if request.param == "there" else LerobotLoader("cpu")
+    return serve(lambda: loader, obs_queue_timeout=30.0).stub
 
 
 def load(loader: LerobotLoader, directory: Path) -> LerobotPolicy:
@@ -124,7 +139,7 @@ def test_a_saved_rename_map_that_permutes_names_is_heeded(stub: PolicyServiceStu
 
 
 def test_joints_that_are_no_relative_actions_are_found_by_the_robots_names(
-    stub: PolicyServiceStub, act_checkpoint: Path, tmp_path: Path
+    anywhere: PolicyServiceStub, act_checkpoint: Path, tmp_path: Path
 ) -> None:
     """A checkpoint that excludes the gripper and tells no names: LeRobot's engine takes the robot's."""
     config = PreTrainedConfig.from_pretrained(act_checkpoint)
@@ -139,10 +154,10 @@ def test_joints_that_are_no_relative_actions_are_found_by_the_robots_names(
             file.unlink()
         processor.save_pretrained(tmp_path)
     names = (*JOINTS[:-1], "gripper.pos")
-    session = open_session(stub, str(tmp_path), robot=robot_of("front", "wrist", names=names))
+    session = open_session(anywhere, str(tmp_path), robot=robot_of("front", "wrist", names=names))
     state, frames = some_state(2), some_frames(2, "front", "wrist")
     expected = Stock(tmp_path, action_names=names).chunk(state, frames)
-    np.testing.assert_array_equal(predicted(stub, session, state, frames), expected)
+    np.testing.assert_array_equal(predicted(anywhere, session, state, frames), expected)
     assert np.abs(Stock(tmp_path).chunk(state, frames) - expected)[:, -1].min() > 1, "the gripper tells"
 
 
@@ -177,21 +192,23 @@ def test_a_policy_says_how_many_actions_lerobot_executes(
     assert (session.n_action_steps, session.chunk_size) == (4, CHUNK_SIZE), "what lies beyond is for the edge to judge"
 
 
-def test_a_policy_that_remembers_is_reset_at_each_episode(stub: PolicyServiceStub, tmp_path: Path) -> None:
+def test_a_policy_that_remembers_is_reset_at_each_episode(anywhere: PolicyServiceStub, tmp_path: Path) -> None:
     edit(save_act(tmp_path), type="remembering")
     stock = Stock(tmp_path)
     state, frames = some_state(3), some_frames(3, "front", "wrist")
     first, second = stock.chunk(state, frames), stock.chunk(state, frames)
     assert np.abs(first - second).min() > 1
-    one = open_session(stub, str(tmp_path), robot=robot_of("front", "wrist"))
-    np.testing.assert_array_equal(predicted(stub, one, state, frames), first)
-    np.testing.assert_array_equal(predicted(stub, one, state, frames), second)
-    np.testing.assert_array_equal(predicted(stub, one, state, frames, episode=1), first)
-    np.testing.assert_array_equal(predicted(stub, one, state, frames, episode=1), second)
-    stub.ResetSession(pb.ResetSessionRequest(session_id=one.session_id, episode=1))
-    np.testing.assert_array_equal(predicted(stub, one, state, frames, episode=1), first)
-    other = open_session(stub, str(tmp_path), robot=robot_of("front", "wrist"))
-    np.testing.assert_array_equal(predicted(stub, other, state, frames), first, "nothing of one robot reaches another")
+    one = open_session(anywhere, str(tmp_path), robot=robot_of("front", "wrist"))
+    np.testing.assert_array_equal(predicted(anywhere, one, state, frames), first)
+    np.testing.assert_array_equal(predicted(anywhere, one, state, frames), second)
+    np.testing.assert_array_equal(predicted(anywhere, one, state, frames, episode=1), first)
+    np.testing.assert_array_equal(predicted(anywhere, one, state, frames, episode=1), second)
+    anywhere.ResetSession(pb.ResetSessionRequest(session_id=one.session_id, episode=1))
+    np.testing.assert_array_equal(predicted(anywhere, one, state, frames, episode=1), first)
+    other = open_session(anywhere, str(tmp_path), robot=robot_of("front", "wrist"))
+    np.testing.assert_array_equal(
+        predicted(anywhere, other, state, frames), first, "nothing of one robot reaches another"
+    )
 
 
 def test_a_policy_masks_a_camera_that_it_is_told_to_do_without(stub: PolicyServiceStub, tmp_path: Path) -> None:

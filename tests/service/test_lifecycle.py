@@ -17,6 +17,7 @@ from tests.service.fakes import (
     CHUNK_SIZE,
     PATIENCE_SECONDS,
     FakeLoader,
+    FakePolicy,
     RunningService,
     failing,
     observation,
@@ -26,7 +27,8 @@ from tests.service.fakes import (
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service.app import SERVICE_NAME, StartupError
-from longarm_wire.errors import Reason
+from longarm_service.policy import PolicyChoice, Report
+from longarm_wire.errors import Reason, WireError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -93,6 +95,42 @@ def test_says_what_it_is(serve: Serve) -> None:
     assert info.max_session_count == 7
     assert info.max_request_bytes > 1 << 20
     assert [policy.pretrained_name_or_path for policy in info.loaded_policies] == ["house"]
+
+
+class OnceLoader(FakeLoader):
+    """Loads once: then what lies in the directory is broken."""
+
+    def load(self, choice: PolicyChoice, report: Report) -> FakePolicy:
+        if self.loads:
+            raise WireError(Reason.POLICY_LOAD_FAILED, "broken by now")
+        return super().load(choice, report)
+
+
+def test_a_preloaded_policy_that_is_broken_on_disk_ends_nobody(serve: Serve) -> None:
+    """Who copies a new checkpoint over it in the middle of a day must not stop the robots that run."""
+    loader = OnceLoader()
+    service = serve(lambda: loader, preload=("policy",))
+    wait_for_health(service, SERVING)
+    running = open_session(service.stub)
+    loader.outdated.add("policy")
+    with failing(Reason.POLICY_LOAD_FAILED, "broken by now"):
+        open_session(service.stub)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while service.service._preloaded:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert health(service) == SERVING
+    assert service.stub.PredictChunk(observation(running)).step_count == CHUNK_SIZE
+
+
+def test_a_watcher_of_health_hears_of_changes_alone(serve: Serve) -> None:
+    service = serve()
+    wait_for_health(service, SERVING)
+    watch = health_pb2_grpc.HealthStub(service.channel).Watch(health_pb2.HealthCheckRequest(), timeout=2.5)
+    heard = []
+    with pytest.raises(grpc.RpcError):
+        heard.extend(int(answer.status) for answer in watch)
+    assert heard == [SERVING]
 
 
 def test_reflection_lists_the_services(serve: Serve) -> None:

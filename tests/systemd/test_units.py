@@ -67,6 +67,10 @@ def test_a_unit_is_restarted_for_ever_except_when_it_can_never_start(unit: str) 
     assert float(values(unit, "RestartSec")[0]) >= 5, "a pace that no log minds"
 
 
+def test_a_policy_that_memory_runs_out_for_does_not_end_the_others() -> None:
+    assert values("longarm-service.service", "OOMPolicy") == ["continue"]
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_unit_says_when_to_use_it(unit: str) -> None:
     assert (DEPLOY / unit).read_text().startswith("# ")

@@ -26,8 +26,8 @@ from longarm_service.prediction import Job, Prediction, predict
 from longarm_service.server import PolicyServicer
 from longarm_service.sessions import SessionTable
 from longarm_service.settings import ServiceSettings
-from longarm_service.shelf import PolicyShelf
-from longarm_service.worker import Worker
+from longarm_service.shelf import Lease, PolicyShelf
+from longarm_service.worker import Worker, Workers
 from longarm_wire import limits
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.http import HttpEndpoint, not_listening
@@ -37,8 +37,10 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-EXPIRY_PERIOD_SECONDS = 5.0
+LOOK_AFTER_SECONDS = 1.0
 FAREWELL_SECONDS = 0.5
+# Why a policy does not load now, and may in a moment
+PASSING = (Reason.HUB_UNREACHABLE, Reason.TOO_MANY_SESSIONS)
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
@@ -92,24 +94,23 @@ class Service:
         self.port = 0
         self.metrics_port = 0
         self._settings = settings
-        self._shelf = PolicyShelf(make_loader, settings.max_loaded_policies, self.metrics)
-        self._worker: Worker[Job, Prediction] = Worker(
-            lambda jobs: predict(jobs, self.metrics.batch_size.observe),
-            settings.obs_queue_timeout,
-            settings.batch_window,
-            self.metrics,
-            clock,
-        )
+        self._clock = clock
+        self._workers: Workers[Job, Prediction] = Workers(self._make_worker)
+        self.metrics.waiting.set_function(lambda: self._workers.waiting_count)
+        self._shelf = PolicyShelf(make_loader, settings.max_loaded_policies, self.metrics, self._workers.retire)
         self._sessions = SessionTable(settings.max_session_count, settings.session_idle_timeout, self.metrics, clock)
-        self._servicer = PolicyServicer(settings, self._shelf, self._worker, self._sessions, self.metrics)
+        self._servicer = PolicyServicer(settings, self._shelf, self._workers, self._sessions, self.metrics)
         self._health = _Health()
         self._state = "starting"
+        # Nobody who asks for others drives them out
+        self._preloaded: dict[str, Lease] = {}
+        self._failed: asyncio.Future[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
     @property
     def busy(self) -> bool:
         """Whether a thread is still in the middle of something that cannot be interrupted."""
-        return self._worker.busy or self._shelf.busy
+        return self._workers.busy or self._shelf.busy
 
     async def __aenter__(self) -> Self:
         """Binds and answers: health says NOT_SERVING until prepare is done.
@@ -122,13 +123,15 @@ class Service:
             self._start_http(stack)
             # No call and no prediction needs the decoders by then
             stack.callback(self._servicer.close)
-            await stack.enter_async_context(self._worker)
+            stack.callback(self._shelf.close)
+            stack.callback(self._workers.close)
             server = await self._start_grpc()
             # Predictions are answered by then. What is left are watches of health and reflection, which never end by
             # themselves: they get a moment for their last word
             stack.push_async_callback(server.stop, grace=FAREWELL_SECONDS)
-            expiry = asyncio.create_task(self._expire_sessions(), name="expire sessions")
-            stack.callback(expiry.cancel)
+            self._failed = asyncio.get_running_loop().create_future()
+            housekeeping = asyncio.create_task(self._keep_house(), name="keep house")
+            stack.callback(housekeeping.cancel)
             self._announce(stack)
             self._stack = stack.pop_all()
         return self
@@ -153,14 +156,11 @@ class Service:
             facts = {f"{library}_version": version for library, version in loader.library_versions.items()}
             self.metrics.describe({**facts, "device": loader.device}, loader.device_memory)
             for name in self._settings.preload:
-                lease = await self._shelf.borrow(resolved(choice_named(name)), lambda _: None, keep=True)
-                lease.release()
+                self._preloaded[name] = await self._borrow(name)
         except WireError as error:
-            final = error.reason is not Reason.HUB_UNREACHABLE
-            raise StartupError(f"{error.reason}: {error.message}", final=final) from error
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, SERVING)
-        self._state = "ready"
+            passing = error.reason in (Reason.HUB_UNREACHABLE, Reason.INTERNAL) or "process" in error.metadata
+            raise StartupError(f"{error.reason}: {error.message}", final=not passing) from error
+        await self._set_state("ready")
         host = self._settings.host
         logger.info(
             "ready: listening on %s:%d, metrics on http://%s:%d/metrics, device %s",
@@ -170,6 +170,32 @@ class Service:
             self.metrics_port,
             f"{loader.device} {loader.device_name}".rstrip(),
         )
+
+    async def failure(self) -> None:
+        """Waits until only a new start helps.
+
+        Raises:
+          StartupError: Why. It is not final.
+        """
+        assert self._failed is not None  # noqa: S101 - entered
+        await asyncio.shield(self._failed)
+
+    def _make_worker(self) -> Worker[Job, Prediction]:
+        return Worker(
+            lambda jobs: predict(jobs, self.metrics.batch_size.observe),
+            self._settings.obs_queue_timeout,
+            self._settings.batch_window,
+            self.metrics,
+            self._clock,
+        )
+
+    async def _borrow(self, name: str) -> Lease:
+        return await self._shelf.borrow(resolved(choice_named(name)), lambda _: None)
+
+    async def _set_state(self, state: str) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, SERVING if state == "ready" else NOT_SERVING)
+        self._state = state
 
     def _start_http(self, stack: contextlib.AsyncExitStack) -> None:
         checks = {
@@ -219,7 +245,45 @@ class Service:
             raise StartupError(f"Cannot write {path} (announce): {error.strerror}.") from error
         stack.callback(path.unlink, missing_ok=True)
 
-    async def _expire_sessions(self) -> None:
-        while True:
-            await asyncio.sleep(EXPIRY_PERIOD_SECONDS)
-            self._sessions.expire()
+    async def _keep_house(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(LOOK_AFTER_SECONDS)
+                self._sessions.expire()
+                await self._look_after_policies()
+        except StartupError as error:
+            assert self._failed is not None  # noqa: S101 - set before
+            await self._set_state("failed")
+            self._failed.set_exception(error)
+
+    async def _look_after_policies(self) -> None:
+        """Forgets what failed, and loads it anew if it was preloaded.
+
+        Raises:
+          StartupError: Nothing can be loaded any more, or not this.
+        """
+        self._shelf.drop_failed()
+        loader = self._shelf.loader
+        if self._state not in ("ready", "recovering") or loader is None:
+            return
+        if loader.failure is not None:
+            raise StartupError(loader.failure, final=False)
+        for name, lease in list(self._preloaded.items()):
+            if any(lease.policy is policy for policy in self._shelf.policies):
+                continue
+            # It failed, or its directory holds another one by now
+            failed = lease.policy.failure is not None
+            lease.release()
+            if failed:
+                await self._set_state("recovering")
+            try:
+                self._preloaded[name] = await self._borrow(name)
+            except WireError as error:
+                if failed and error.reason not in PASSING:
+                    raise StartupError(f"{name} does not load again. {error.message}", final=False) from error
+                logger.warning("%s is not loaded anew: %s", name, error.message)
+                if failed:
+                    return
+                del self._preloaded[name]
+        if self._state == "recovering":
+            await self._set_state("ready")

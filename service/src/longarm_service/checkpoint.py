@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -93,13 +94,19 @@ def as_judged(found: Checkpoint) -> Iterator[Checkpoint]:
     Whoever may write into a checkpoint's folder could have LeRobot read something else there than was judged.
     """
     judged = {CONFIG: found.config, PREPROCESSOR: found.preprocessor, POSTPROCESSOR: found.postprocessor}
-    with tempfile.TemporaryDirectory(prefix="longarm-checkpoint-") as place:
+    with tempfile.TemporaryDirectory(prefix=_prefix(os.getpid())) as place:
         for path in found.directory.iterdir():
             if path.name not in judged:
                 (Path(place) / path.name).symlink_to(path.resolve())
         for file, content in judged.items():
             (Path(place) / file).write_text(json.dumps(content), encoding="utf-8")
         yield replace(found, read_from=Path(place))
+
+
+def clear_up_after(pid: int) -> None:
+    """Removes what as_judged has left behind in a process that was ended in the middle of it."""
+    for place in Path(tempfile.gettempdir()).glob(f"{_prefix(pid)}*"):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def digest(directory: Path) -> str:
@@ -119,6 +126,10 @@ def digest(directory: Path) -> str:
             file.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
             total.update(file.read(SAMPLE_BYTES))
     return total.hexdigest()
+
+
+def _prefix(pid: int) -> str:
+    return f"longarm-checkpoint-{pid}-"
 
 
 def _opened(name: str, directory: Path, commit: str) -> Checkpoint:

@@ -1,6 +1,7 @@
 """The command longarm-service."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -10,7 +11,9 @@ from typing import NoReturn
 
 from longarm_service import __version__
 from longarm_service.app import Service, StartupError
+from longarm_service.fork_server import LOG_FORMAT
 from longarm_service.policy import PolicyLoader
+from longarm_service.process_loader import ProcessLoader
 from longarm_service.settings import ServiceSettings
 from longarm_wire import exit_codes
 from longarm_wire.notify import Notifier
@@ -33,12 +36,19 @@ Settings come from flags, then environment variables LONGARM_SERVICE_*, then a f
 exit codes: 0 done, 1 failed while running, 2 bad usage, 3 can never start as configured
 """
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Nothing on the event loop takes a tenth of a second; this is what a machine that swaps may take
+STUCK_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command and exits with one of longarm_wire.exit_codes."""
+def main(arguments: Sequence[str] | None = None, imports: Sequence[str] = ()) -> NoReturn:
+    """Runs the command and exits with one of longarm_wire.exit_codes.
+
+    Args:
+      arguments: Of the command line; None for this program's own.
+      imports: Modules with types of policies that LeRobot does not find by itself.
+    """
     rest = list(sys.argv[1:] if arguments is None else arguments)
     if rest[:1] in (["--help"], ["-h"], ["help"]):
         print(USAGE, end="")  # noqa: T201
@@ -60,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         for name, value in settings.effective().items():
             print(f"{name}={value}")  # noqa: T201
         sys.exit(exit_codes.DONE)
-    sys.exit(run(settings, lambda: _lerobot_loader(settings)))
+    sys.exit(run(settings, lambda: _process_loader(settings, imports)))
 
 
 def run(settings: ServiceSettings, make_loader: Callable[[], PolicyLoader]) -> int:
     """Serves until a signal and returns the exit code. A process that cannot end in order is left at once instead."""
     logging.basicConfig(
         level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=LOG_FORMAT,
         stream=sys.stderr,
         force=True,
     )
@@ -86,16 +96,19 @@ def run(settings: ServiceSettings, make_loader: Callable[[], PolicyLoader]) -> i
     return exit_codes.DONE
 
 
-def _lerobot_loader(settings: ServiceSettings) -> PolicyLoader:
-    # Imported here, on the loading thread: torch and LeRobot take many seconds
-    from longarm_service.lerobot_loader import LerobotLoader
-
-    return LerobotLoader(
-        device=settings.policy_device,
-        dtype=settings.dtype,
-        compiled=settings.compile,
-        torch_threads=settings.torch_threads,
-        trusted=settings.trusted_policies,
+def _process_loader(settings: ServiceSettings, imports: Sequence[str]) -> PolicyLoader:
+    return ProcessLoader(
+        {
+            "device": settings.policy_device,
+            "dtype": settings.dtype,
+            "compiled": settings.compile,
+            "torch_threads": settings.torch_threads,
+            "trusted": settings.trusted_policies,
+        },
+        load_timeout_seconds=settings.load_timeout,
+        predict_timeout_seconds=settings.predict_timeout,
+        imports=imports,
+        log_level=settings.log_level,
     )
 
 
@@ -116,17 +129,35 @@ async def _serve(settings: ServiceSettings, make_loader: Callable[[], PolicyLoad
     service = Service(settings, make_loader)
     notifier = Notifier(os.environ)
     async with service:
+        watching = asyncio.create_task(_watch_the_loop(), name="watch the loop")
         preparing = asyncio.create_task(service.prepare(), name="prepare")
         stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
         await asyncio.wait([preparing, stopping], return_when=asyncio.FIRST_COMPLETED)
         if preparing.done():
             preparing.result()
             notifier.tell("READY=1", "STATUS=ready")
-            await stopping
+            failing = asyncio.create_task(service.failure(), name="wait for a failure")
+            await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                failing.result()
         else:
             preparing.cancel()
         notifier.tell("STOPPING=1", "STATUS=draining")
+    watching.cancel()
     return service.busy
+
+
+async def _watch_the_loop() -> None:
+    """Ends the process if the event loop stands still, whatever holds it: a supervisor starts a new one.
+
+    The watch is a thread that needs no interpreter. It says where every thread stood.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
+            await asyncio.sleep(STUCK_SECONDS / 10)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _say(text: str) -> None:

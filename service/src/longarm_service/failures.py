@@ -3,7 +3,7 @@
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -20,12 +20,13 @@ MAX_HEADER_BYTES = 4700
 type Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def fault(reason: Reason, what: str, error: Exception, hints: Sequence[str] = ()) -> WireError:
-    """Logs error with its traceback under a fresh id, and returns the failure that carries only the id, and hints."""
+def fault(reason: Reason, what: str, error: Exception) -> WireError:
+    """Logs error with its traceback under a fresh id, and returns the failure that carries only the id."""
     identifier = secrets.token_hex(4)
     logger.error("%s [id %s]", what, identifier, exc_info=error)
-    more = " ".join([f"The service's log has more under id {identifier}.", *hints])
-    return WireError(reason, f"{what}: {type(error).__name__}. {more}", id=identifier)
+    return WireError(
+        reason, f"{what}: {type(error).__name__}. The service's log has more under id {identifier}.", id=identifier
+    )
 
 
 async def abort(context: Context, error: WireError, metrics: ServiceMetrics) -> NoReturn:

@@ -1,9 +1,7 @@
 """Loads LeRobot checkpoints: checks that the service can run them rightly, builds them, warms them up."""
 
-import gc
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,11 @@ from longarm_service.policy import (
     DeviceMemory,
     Fingerprint,
     Guidance,
-    LoadedPolicy,
     Observation,
     PolicyChoice,
     PolicyLoader,
     Report,
+    ServedPolicy,
     is_directory,
 )
 from longarm_wire.errors import Reason, WireError
@@ -46,6 +44,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The first prediction takes one-off work (kernels, caches, compilation), the second shows the time that stays
 WARM_UP_PREDICTIONS = 2
+# One of these is there where there is a GPU: NVIDIA, AMD, or either under Windows
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 RENAME_STEP = "rename_observations_processor"
 
 # Policies whose predict_action_chunk is wrong or impossible when called once per chunk by several robots
@@ -90,24 +90,18 @@ class LerobotLoader(PolicyLoader):
         self.library_versions = {name: version(name) for name in ("lerobot", "torch")}
         self.dtype = dtype
         self._compiled = compiled
-        # By name and commit, which stay what they are
-        self._fetched: dict[PolicyChoice, Checkpoint] = {}
         self._trusted = frozenset(str(Path(name).resolve()) if is_directory(name) else name for name in trusted)
 
-    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:
-        """See PolicyLoader.fetch. What the service would not load is not fetched."""
-        _checked_device(choice.device or self.device)
-        _checked_dtype(choice.dtype or self.dtype)
-        found = self._find(choice, report)
-        exact = replace(choice, revision=found.revision)
-        self._fetched[exact] = found
-        return exact
+    @property
+    def spoiled(self) -> bool:
+        """Whether torch calls this a bad fork, and there is a GPU to miss: then torch says that there is none."""
+        return torch.cuda._is_in_bad_fork() and any(Path(device).exists() for device in GPU_FILES)
 
     def load(self, choice: PolicyChoice, report: Report) -> LerobotPolicy:
-        """See PolicyLoader.load."""
+        """See PolicyLoader.load. What the service would not load is not fetched."""
         device = _checked_device(choice.device or self.device)
         dtype = _checked_dtype(choice.dtype or self.dtype)
-        found = self._fetched.pop(choice, None) or self._find(choice, report)
+        found = self._find(choice, report)
         with checkpoints.as_judged(found) as judged, lerobot_trust.remote_code(found.exact_name in self._trusted):
             return self._loaded(judged, device, dtype, report)
 
@@ -175,17 +169,11 @@ class LerobotLoader(PolicyLoader):
             make_processors=make_processors,
         )
 
-    def is_current(self, policy: LoadedPolicy) -> bool:
+    def is_current(self, policy: ServedPolicy) -> bool:
         """Compares digests of directories. What came from the hub stays what it was."""
         known = policy.fingerprint
         directory = Path(known.pretrained_name_or_path)
         return bool(known.revision) or not directory.is_dir() or checkpoints.digest(directory) == known.digest
-
-    def release_memory(self) -> None:
-        """Collects dropped policies, whose modules refer to each other, and empties torch's cache of device memory."""
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def device_memory(self) -> list[DeviceMemory]:
         """Returns one entry per visible CUDA device that torch has used."""

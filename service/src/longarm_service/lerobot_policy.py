@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
 Batch = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 # Policies whose predict_action_chunk was read and found to keep the observations of a batch apart. One that took the
 # first robot's cameras for all would move the others by them
@@ -289,6 +292,14 @@ class LerobotPolicy(LoadedPolicy):
     def predict_batch(self, prepared: Sequence[Batch]) -> list[torch.Tensor]:
         """Returns the chunk of each; see Model.predict_batch."""
         return self.model.predict_batch(prepared)
+
+    def works(self) -> bool:
+        """Returns whether the device still computes: after some errors CUDA refuses everything in this process."""
+        try:
+            return bool(torch.ones(1, device=self.model.device).add(1).item() == 2)
+        except Exception:  # of which classes depends on torch's version
+            logger.exception("%s does not compute any more", self.model.device)
+            return False
 
     def shape_of(self, prepared: Batch) -> Hashable:
         """Returns the shapes of tensors, and the values of what is neither tensor nor list."""

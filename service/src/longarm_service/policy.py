@@ -1,7 +1,9 @@
 """The boundary between the service and what runs policies. Nothing here knows LeRobot or torch.
 
-Threads. fetch is called on one thread, load on another, open_processors on any, and everything that belongs to a
-prediction (preprocess, predict, postprocess) on the one worker thread, in this order. Steps of other sessions may come
+The service sees a ServedPolicy, which as a rule runs in a process of its own; there it is a LoadedPolicy.
+
+Threads. load and open_processors are called on any thread, and answer on one thread per policy; there everything that
+belongs to a prediction (preprocess, predict, postprocess) happens in this order. Steps of other sessions may come
 between.
 """
 
@@ -17,8 +19,8 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.rtc import RtcConfig, RtcPrefix
 from longarm_wire.specs import PolicySpec
 
-# Takes news of a load; called on the thread of fetch or load. Raises LoadAbandonedError, to be let through, while a
-# policy is fetched that nobody waits for any more
+# Takes news of a load; called on the thread that loads. Raises LoadAbandonedError, to be let through, when nobody waits
+# for the policy any more
 Report = Callable[[pb.Progress], None]
 # What the hub calls the revision that it gives unless asked for another
 MAIN = "main"
@@ -119,8 +121,42 @@ class Guidance:
     prefix: np.ndarray | None = None
 
 
-class Processors(ABC):
-    """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
+@dataclass(frozen=True, eq=False)
+class Order:
+    """One prediction that is asked for.
+
+    Attributes:
+      processors: What open_processors returned for the session.
+      observation: What the robot sees.
+      new_episode: Whether processors must forget the past first.
+      rtc: Settings of real-time chunking; None to not use it.
+      prefix: The actions that the robot has still to execute. None if there are none, or without real-time chunking.
+    """
+
+    processors: Any
+    observation: Observation
+    new_episode: bool = False
+    rtc: RtcConfig | None = None
+    prefix: RtcPrefix | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A chunk as the policy gives it.
+
+    Attributes:
+      actions: Robot space, float32, shape (steps, action_dim).
+      model_actions: The same in model space, float32, shape (steps, model_action_dim). None without real-time chunking.
+      durations: Seconds by stage: "preprocess", "predict" and "postprocess".
+    """
+
+    actions: np.ndarray
+    model_actions: np.ndarray | None
+    durations: dict[str, float]
+
+
+class SessionProcessors(ABC):
+    """What the service sees of a session's processors."""
 
     @abstractmethod
     def prepare_frame(self, key: str, frame: np.ndarray) -> Any:
@@ -132,6 +168,13 @@ class Processors(ABC):
           key: The policy's feature key.
           frame: uint8 of shape (height, width, 3), RGB.
         """
+
+    def close(self) -> None:  # noqa: B027 - for those who have something to do
+        """Forgets them: the session has ended. Never waits."""
+
+
+class Processors(SessionProcessors):
+    """What one session keeps around the forward pass: the checkpoint's own processors, with a memory of their own."""
 
     @abstractmethod
     def preprocess(self, observation: Observation) -> Any:
@@ -166,8 +209,9 @@ class Processors(ABC):
         """Forgets the past: an episode begins."""
 
 
-class LoadedPolicy(ABC):
-    """A policy in memory, warmed up. Nothing of one session reaches another, so that they can share it.
+class ServedPolicy(ABC):
+    """A policy in memory, warmed up, wherever that is. Nothing of one session reaches another, so that they can
+    share it.
 
     Attributes:
       spec: What it wants and gives.
@@ -181,23 +225,65 @@ class LoadedPolicy(ABC):
 
     @property
     def takes_batches(self) -> bool:
-        """Whether predict_batch and shape_of work."""
+        """Whether several observations may share a forward pass."""
         return False
 
+    @property
+    def failure(self) -> str | None:
+        """Why it cannot be used any more, None if it can. Once it failed, it has failed for ever."""
+        return None
+
     @abstractmethod
-    def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
+    def open_processors(self, action_names: Sequence[str] = ()) -> SessionProcessors:
         """Returns fresh processors for one session. May read files.
 
         Args:
           action_names: The robot's, for a checkpoint that tells none.
         """
 
-    def turn_to(self, processors: Any) -> None:  # noqa: B027 - most policies remember nothing
+    @abstractmethod
+    def answer(self, orders: Sequence[Order], on_forward: Callable[[int], object]) -> list[Answer | Exception]:
+        """Returns the chunk of each order, or why there is none. What fails for one of them fails for no other.
+
+        Args:
+          orders: Of different sessions. Those whose observations are alike in shape may share a forward pass.
+          on_forward: Called for each forward pass with the number of observations in it.
+
+        Returns:
+          Per order an answer, or WireError, POLICY_FAILED as a rule, with an id that is in the log.
+
+        Raises:
+          WireError: POLICY_FAILED; there is none for anyone.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Frees its memory: nobody uses it any more. Never waits."""
+
+
+class LoadedPolicy(ServedPolicy):
+    """A policy in the memory of this process. takes_batches says whether predict_batch and shape_of work."""
+
+    @abstractmethod
+    def open_processors(self, action_names: Sequence[str] = ()) -> Processors:
+        """See ServedPolicy."""
+
+    def turn_to(self, processors: Any) -> None:
         """Says whose prediction comes next, so that a policy that remembers forgets other sessions and past episodes.
 
         Args:
           processors: The session's, as open_processors returned them.
         """
+
+    def answer(self, orders: Sequence[Order], on_forward: Callable[[int], object]) -> list[Answer | Exception]:
+        """Takes orders through the stages; see ServedPolicy."""
+        # Imported here: the stages are made of what is declared above and below
+        from longarm_service import stages
+
+        return stages.answer(self, orders, on_forward)
+
+    def works(self) -> bool:
+        """Returns whether it still can predict, after a prediction failed: an error of the device may be for good."""
+        return True
 
     @abstractmethod
     def predict(self, prepared: Any, guidance: Guidance | None = None) -> Any:
@@ -243,33 +329,35 @@ class PolicyLoader(ABC):
     device_name: str
     library_versions: Mapping[str, str]
 
-    def fetch(self, choice: PolicyChoice, report: Report) -> PolicyChoice:  # noqa: ARG002 - for those who do
-        """Brings a policy that is not on this machine, and returns the choice of exactly what has come.
+    @property
+    def spoiled(self) -> bool:
+        """Whether this process was forked from one that used the device before, so that it cannot use it."""
+        return False
 
-        On a thread of its own: a fetch may take hours, and another robot's policy may be here already.
-
-        Raises:
-          WireError: As load.
-        """
-        return choice
-
-    @abstractmethod
-    def load(self, choice: PolicyChoice, report: Report) -> LoadedPolicy:
-        """Returns the chosen policy, warmed up.
-
-        Raises:
-          WireError: POLICY_NOT_FOUND, HUB_UNREACHABLE, POLICY_LOAD_FAILED, POLICY_UNSUPPORTED, or INVALID_REQUEST for a
-            device or dtype that is not there; the message names the file or the thing.
-        """
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be loaded any more, None if it can."""
+        return None
 
     @abstractmethod
-    def is_current(self, policy: LoadedPolicy) -> bool:
+    def load(self, choice: PolicyChoice, report: Report) -> ServedPolicy:
+        """Returns the chosen policy, warmed up, fetched from the hub before that if need be.
+
+        Reports PROGRESS_STAGE_FETCHING while it is the hub that it waits for, and another stage at the end of that.
+
+        Raises:
+          WireError: POLICY_NOT_FOUND, POLICY_NOT_ALLOWED, HUB_UNREACHABLE, POLICY_LOAD_FAILED, POLICY_UNSUPPORTED, or
+            INVALID_REQUEST for a device or dtype that is not there; the message names the file or the thing.
+          LoadAbandonedError: What report raised.
+        """
+
+    @abstractmethod
+    def is_current(self, policy: ServedPolicy) -> bool:
         """Returns whether the files that policy came from are still the same. Takes milliseconds; on any thread."""
-
-    @abstractmethod
-    def release_memory(self) -> None:
-        """Gives memory of policies that nobody refers to any more back to the device."""
 
     @abstractmethod
     def device_memory(self) -> list[DeviceMemory]:
         """Returns how full each GPU in use is; empty without one."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends every policy that is left."""

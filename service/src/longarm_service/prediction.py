@@ -1,38 +1,17 @@
-"""From requests to robot-space actions: everything that happens on the policy's thread."""
+"""From requests to robot-space actions: what a policy is asked, and what may be answered of what it says."""
 
-import logging
-import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import failures, requests
-from longarm_service.policy import Guidance
+from longarm_service.policy import Answer, Order
 from longarm_service.sessions import Session
+from longarm_service.stages import Stopwatch
 from longarm_wire.errors import Reason, WireError
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Stopwatch:
-    """Durations in seconds of the stages that were passed, in order."""
-
-    durations: dict[str, float] = field(default_factory=dict)
-    _since: float = field(default_factory=time.perf_counter)
-
-    def start(self) -> None:
-        """Books the time since the last lap on nothing: others had their turn."""
-        self._since = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Books the time since the last lap on stage."""
-        now = time.perf_counter()
-        self.durations[stage] = now - self._since
-        self._since = now
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,117 +41,77 @@ class Prediction:
 def predict(jobs: Sequence[Job], on_forward: Callable[[int], object]) -> list[Prediction | Exception]:
     """Returns the chunk of each job, or why there is none.
 
-    Jobs whose observations are alike in shape are predicted in one forward pass. What fails for one of them fails for
-    no other.
+    What fails for one of them fails for no other.
 
     Args:
-      jobs: Of different sessions, all with the same policy if there are several.
+      jobs: Of different sessions, all with the same policy.
       on_forward: Called after each forward pass with the number of observations in it.
 
     Returns:
       Per job a prediction, or WireError: INVALID_REQUEST; POLICY_FAILED with an id that is in the log;
       POLICY_RETURNED_INVALID.
     """
-    attempts = [_Attempt(job) for job in jobs]
-    for attempt in attempts:
-        attempt.prepare()
-    for alike in _alike(attempt for attempt in attempts if attempt.failure is None):
-        _forward(alike, on_forward)
-    return [attempt.finish() for attempt in attempts]
+    orders = [_attempt(_order, job) for job in jobs]
+    good = [timed for timed in orders if not isinstance(timed, Exception)]
+    answers = iter(_answers(jobs[0].session, [order for order, _ in good], on_forward) if good else ())
+    outcomes = [
+        timed if isinstance(timed, Exception) else _attempt(_prediction, job, next(answers), timed[1])
+        for job, timed in zip(jobs, orders, strict=True)
+    ]
+    return [_hinted(outcome, job.session) for job, outcome in zip(jobs, outcomes, strict=True)]
 
 
-class _Attempt:
-    """One job on its way through the stages. A stage that fails leaves failure behind, and the next ones pass."""
-
-    def __init__(self, job: Job) -> None:
-        self.failure: Exception | None = None
-        self.prepared: Any = None
-        self.guidance: Guidance | None = None
-        self.chunk: Any = None
-        self.watch = Stopwatch()
-        self.policy = job.session.lease.policy
-        self._request, self._session, self._frames = job.request, job.session, job.frames
-
-    def prepare(self) -> None:
-        request, session = self._request, self._session
-        self.watch.start()
-        try:
-            observation = requests.unpack(request, session, self._frames)
-            prefix = requests.unpack_prefix(request, session)
-            self.watch.lap("decode")
-            if request.episode != session.episode:
-                session.processors.reset()
-                session.episode = request.episode
-            self.prepared = session.processors.preprocess(observation)
-            if session.rtc is not None:
-                self.guidance = Guidance(session.rtc)
-                if prefix is not None:
-                    self.guidance = Guidance(session.rtc, prefix.delay_ticks, session.processors.anchored(prefix))
-            self.watch.lap("preprocess")
-        except Exception as error:  # noqa: BLE001 - LeRobot and plugins raise what they like
-            self._fail(error)
-
-    def forward(self) -> None:
-        self.watch.start()
-        try:
-            self.policy.turn_to(self._session.processors)
-            self.chunk = self.policy.predict(self.prepared, self.guidance)
-            self.watch.lap("predict")
-        except Exception as error:  # noqa: BLE001
-            self._fail(error)
-
-    def finish(self) -> Prediction | Exception:
-        if self.failure is not None:
-            return self.failure
-        session, model_actions = self._session, None
-        self.watch.start()
-        try:
-            if self.guidance is not None:
-                model_actions = session.processors.in_model_space(self.chunk)[: session.chunk_size]
-            actions = session.processors.postprocess(self.chunk)
-            self.watch.lap("postprocess")
-            actions = _checked(actions, session)[: session.chunk_size]
-        except Exception as error:  # noqa: BLE001
-            self._fail(error)
-            return self.failure or error
-        return Prediction(actions, model_actions, self.watch.durations)
-
-    def _fail(self, error: Exception) -> None:
-        if not isinstance(error, WireError):
-            what = f"The {self.policy.spec.policy_type} policy failed"
-            error = failures.fault(Reason.POLICY_FAILED, what, error, self._session.agreement.notes)
-        self.failure = error
+def _answers(
+    session: Session, orders: Sequence[Order], on_forward: Callable[[int], object]
+) -> Sequence[Answer | Exception]:
+    try:
+        return session.lease.policy.answer(orders, on_forward)
+    except WireError as error:
+        return [error] * len(orders)
 
 
-def _alike(attempts: Iterable[_Attempt]) -> Iterable[list[_Attempt]]:
-    """Returns attempts grouped by what can share a forward pass."""
-    groups: dict[Hashable, list[_Attempt]] = {}
-    for attempt in attempts:
-        shared = attempt.policy.takes_batches and attempt.guidance is None
-        key = (id(attempt.policy), attempt.policy.shape_of(attempt.prepared)) if shared else id(attempt)
-        groups.setdefault(key, []).append(attempt)
-    return groups.values()
+def _order(job: Job) -> tuple[Order, dict[str, float]]:
+    """Returns what the policy is asked, and the seconds that it took to find out."""
+    request, session, watch = job.request, job.session, Stopwatch()
+    order = Order(
+        processors=session.processors,
+        observation=requests.unpack(request, session, job.frames),
+        new_episode=request.episode != session.episode,
+        rtc=session.rtc,
+        prefix=requests.unpack_prefix(request, session),
+    )
+    session.episode = request.episode
+    watch.lap("decode")
+    return order, watch.durations
 
 
-def _forward(alike: list[_Attempt], on_forward: Callable[[int], object]) -> None:
-    """Predicts for all in one pass, or for each by itself if that fails: one bad observation must not harm others."""
-    if len(alike) > 1:
-        for attempt in alike:
-            attempt.watch.start()
-        try:
-            chunks = alike[0].policy.predict_batch([attempt.prepared for attempt in alike])
-        except Exception:  # whatever a policy raises
-            logger.exception("A batch of %d failed; its observations are predicted one by one", len(alike))
-        else:
-            on_forward(len(alike))
-            for attempt, chunk in zip(alike, chunks, strict=True):
-                attempt.chunk = chunk
-                attempt.watch.lap("predict")
-            return
-    for attempt in alike:
-        attempt.forward()
-        if attempt.failure is None:
-            on_forward(1)
+def _prediction(job: Job, answer: Answer | Exception, durations: dict[str, float]) -> Prediction:
+    if isinstance(answer, Exception):
+        raise answer
+    most = job.session.chunk_size
+    return Prediction(
+        _checked(answer.actions, job.session)[:most],
+        None if answer.model_actions is None else answer.model_actions[:most],
+        durations | answer.durations,
+    )
+
+
+def _attempt[R](action: Callable[..., R], job: Job, *arguments: Any) -> R | Exception:
+    try:
+        return action(job, *arguments)
+    except WireError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - a plugin answers what it likes
+        kind = job.session.lease.policy.spec.policy_type
+        return failures.fault(Reason.POLICY_FAILED, f"The {kind} policy failed", error)
+
+
+def _hinted[R](outcome: R | Exception, session: Session) -> R | Exception:
+    """Adds to the failure of a policy what may well be its reason: how its robot differs from what it was made for."""
+    notes = session.agreement.notes
+    if not notes or not isinstance(outcome, WireError) or outcome.reason is not Reason.POLICY_FAILED:
+        return outcome
+    return WireError(outcome.reason, " ".join([outcome.message, *notes]), **outcome.metadata)
 
 
 def _checked(actions: np.ndarray, session: Session) -> np.ndarray:

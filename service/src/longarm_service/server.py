@@ -21,7 +21,7 @@ from longarm_service.prediction import Job, Prediction
 from longarm_service.sessions import Session, SessionTable, composed_renames
 from longarm_service.settings import ServiceSettings
 from longarm_service.shelf import Lease, PolicyShelf
-from longarm_service.worker import Company, Worker
+from longarm_service.worker import Company, Workers
 from longarm_wire import limits, tensors
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
@@ -49,14 +49,14 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         self,
         settings: ServiceSettings,
         shelf: PolicyShelf,
-        worker: Worker[Job, Prediction],
+        workers: Workers[Job, Prediction],
         sessions: SessionTable,
         metrics: ServiceMetrics,
     ) -> None:
         self.metrics = metrics
         self._settings = settings
         self._shelf = shelf
-        self._worker = worker
+        self._workers = workers
         self._sessions = sessions
         self._openings: set[asyncio.Task[Lease]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
@@ -92,7 +92,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             max_request_bytes=limits.MAX_REQUEST_BYTES,
             max_session_count=self._settings.max_session_count,
             session_count=len(self._sessions),
-            waiting_count=self._worker.waiting_count,
+            waiting_count=self._workers.waiting_count,
         )
 
     @failures.handler
@@ -124,6 +124,8 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         finally:
             self._openings.discard(opening)
             if session is None or session.id not in self._sessions:
+                if session is not None:
+                    session.processors.close()
                 _give_up(opening)
         # Whoever hangs up instead of reading to the end does not know the session, and nobody would ever close it
         context.add_done_callback(lambda ended: self._close_unheard(session, ended))  # type: ignore[arg-type]
@@ -144,7 +146,8 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             frames = await self._decoders.run(session.id, requests.decoding(request, session))
             job = Job(request, session, frames)
             decoded = time.perf_counter() - arrived
-            prediction, queued = await self._worker.run(session.id, job, self._company(session), decoded)
+            worker = self._workers.of(session.lease.policy)
+            prediction, queued = await worker.run(session.id, job, self._company(session), decoded)
             self._sessions.touch(session)
             if (early := self._settings.inference_latency - (time.perf_counter() - arrived)) > 0:
                 await asyncio.sleep(early)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from longarm_service.line import Clock
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import Processors
+from longarm_service.policy import SessionProcessors
 from longarm_service.shelf import Lease
 from longarm_wire.errors import Reason, WireError
 from longarm_wire.rtc import RtcConfig
@@ -44,7 +44,7 @@ class Session:
     robot: RobotSpec
     agreement: Agreement
     lease: Lease
-    processors: Processors
+    processors: SessionProcessors
     task: str
     chunk_size: int
     max_request_bytes: int
@@ -124,6 +124,9 @@ class SessionTable:
                 f"There is no session {session_id[:SHOWN_CHARACTERS]!r}: the service restarted, or the session was "
                 f"closed or idle for {self._idle_timeout_seconds:g} s. Open a new one.",
             )
+        if (failure := session.lease.policy.failure) is not None:
+            self.close(session_id)
+            raise WireError(Reason.SESSION_UNKNOWN, f"The policy of this session is gone. {failure} Open a new one.")
         self._last_used[session_id] = self._clock()
         session.peer = peer
         return session
@@ -144,6 +147,7 @@ class SessionTable:
         session = self._sessions.pop(session_id, None)
         if session is not None:
             del self._last_used[session_id]
+            session.processors.close()
             session.lease.release()
             self._metrics.sessions.set(len(self._sessions))
 

@@ -61,6 +61,12 @@ class ServiceSettings(ProcessSettings):
     session_idle_timeout: PositiveSeconds = 600.0
     """Seconds without a call after which a session is forgotten."""
 
+    load_timeout: PositiveSeconds = 1800.0
+    """Seconds that a load may go without news of it. Then it counts as hung, and is ended."""
+    predict_timeout: PositiveSeconds = 60.0
+    """Seconds that a forward pass may take. Then the policy counts as hung: its process is ended, and robots open new
+    sessions, which load it anew."""
+
     inference_latency: Seconds = 0.0
     """Least seconds from an observation's arrival to its answer, to imitate a slower machine."""
     obs_queue_timeout: PositiveSeconds = 2.0

@@ -1,15 +1,16 @@
 """Keeps loaded policies for the sessions that use them."""
 
 import asyncio
+import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import LoadAbandonedError, LoadedPolicy, PolicyChoice, PolicyLoader, Report, is_directory
+from longarm_service.policy import LoadAbandonedError, PolicyChoice, PolicyLoader, Report, ServedPolicy
 from longarm_service.threads import SoloThread
 from longarm_wire.errors import Reason, WireError
 
@@ -21,12 +22,14 @@ ABANDONED_SECONDS = 30.0
 
 @dataclass(eq=False)
 class _Entry:
-    load: asyncio.Task[LoadedPolicy] | None = None
+    load: asyncio.Task[ServedPolicy] | None = None
     use_count: int = 0
     listeners: list[Report] = field(default_factory=list)
     news: pb.Progress | None = None
     # On the clock of time.monotonic
     unused_since: float | None = None
+    # Whether nobody can get it any more
+    forgotten: bool = False
 
     def take(self) -> None:
         self.use_count += 1
@@ -44,6 +47,8 @@ class _Entry:
         return since is not None and time.monotonic() - since >= ABANDONED_SECONDS
 
     def publish(self, progress: pb.Progress) -> None:
+        if progress == self.news:
+            return
         self.news = progress
         for listener in self.listeners:
             listener(progress)
@@ -53,7 +58,7 @@ class _Entry:
         return self.use_count == 0 and self.load is not None and self.load.done()
 
     @property
-    def policy(self) -> LoadedPolicy | None:
+    def policy(self) -> ServedPolicy | None:
         """The policy, once it is loaded."""
         load = self.load
         return load.result() if load and load.done() and not load.cancelled() and not load.exception() else None
@@ -62,36 +67,42 @@ class _Entry:
 class Lease:
     """One use of a loaded policy, which keeps it in memory until released."""
 
-    def __init__(self, policy: LoadedPolicy, entry: _Entry, device: str) -> None:
+    def __init__(self, policy: ServedPolicy, device: str, on_release: Callable[[], None]) -> None:
         self.policy = policy
         self.device = device
-        self._entry: _Entry | None = entry
+        self._on_release: Callable[[], None] | None = on_release
 
     def release(self) -> None:
         """Ends the use. A second release does nothing."""
-        if self._entry is not None:
-            self._entry.leave()
-            self._entry = None
+        on_release, self._on_release = self._on_release, None
+        if on_release is not None:
+            on_release()
 
 
 class PolicyShelf:
     """Loads each policy once, shares it, and drops the one unused for longest when there are too many.
 
-    Loads run one after another on a thread of their own, beside predictions: a robot that runs is slowed a little by
-    another's load, and never stopped. What has to be fetched first is fetched on another. All methods are for the
-    thread of the event loop.
+    Each load has a thread of its own: one that hangs, or waits for the hub, holds up no other. There are no more of
+    them than there may be policies, those included that are being given up. All methods are for the thread of the event
+    loop.
     """
 
-    def __init__(self, make_loader: Callable[[], PolicyLoader], max_count: int, metrics: ServiceMetrics) -> None:
-        """Takes what makes the loader. It runs on the loading thread, since importing LeRobot takes many seconds."""
+    def __init__(
+        self,
+        make_loader: Callable[[], PolicyLoader],
+        max_count: int,
+        metrics: ServiceMetrics,
+        on_drop: Callable[[ServedPolicy], object] = lambda _: None,
+    ) -> None:
+        """Takes what makes the loader, which takes many seconds, and who is to know of each policy that is dropped."""
         self._make_loader = make_loader
         self._max_count = max_count
         self._metrics = metrics
-        self._thread = SoloThread("loader")
-        self._fetcher = SoloThread("fetcher")
+        self._on_drop = on_drop
+        self._threads: set[SoloThread] = set()
+        self._slots = asyncio.Semaphore(max_count)
         # In order of last use, oldest first
         self._entries: dict[PolicyChoice, _Entry] = {}
-        self._kept: set[PolicyChoice] = set()
         self._started: asyncio.Task[PolicyLoader] | None = None
 
     @property
@@ -101,21 +112,21 @@ class PolicyShelf:
         return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
 
     @property
-    def policies(self) -> list[LoadedPolicy]:
+    def policies(self) -> list[ServedPolicy]:
         """What is in memory."""
         return [entry.policy for entry in self._entries.values() if entry.policy is not None]
 
     @property
     def busy(self) -> bool:
         """Whether something loads."""
-        return self._thread.busy or self._fetcher.busy
+        return any(thread.busy for thread in self._threads)
 
     def start(self) -> "asyncio.Task[PolicyLoader]":
         """Begins to make the loader and returns the task that ends with it. Call once, first."""
-        self._started = asyncio.create_task(self._thread.run(self._make_loader), name="make loader")
+        self._started = asyncio.create_task(self._aside(self._make_loader), name="make loader")
         return self._started
 
-    async def borrow(self, choice: PolicyChoice, report: Report, *, keep: bool = False) -> Lease:
+    async def borrow(self, choice: PolicyChoice, report: Report) -> Lease:
         """Returns the chosen policy, loaded by now, and tells report how far the load is.
 
         A caller that is cancelled leaves the load to those who still wait, and to callers that come soon.
@@ -123,7 +134,6 @@ class PolicyShelf:
         Args:
           choice: In the one spelling that policy.resolved gives.
           report: Takes news of the load.
-          keep: Whether the policy never makes room for another.
 
         Raises:
           WireError: What PolicyLoader.load raises; TOO_MANY_SESSIONS if there is no room.
@@ -133,9 +143,8 @@ class PolicyShelf:
             report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message="The service starts up"))
         loader = await asyncio.shield(self._started)
         choice = replace(choice, device=choice.device or loader.device, dtype=choice.dtype or loader.dtype)
+        self.drop_failed()
         choice = self._spelled_as_loaded(choice)
-        if keep:
-            self._kept.add(choice)
         await self._drop_if_outdated(choice, loader)
         while True:
             try:
@@ -159,54 +168,67 @@ class PolicyShelf:
         entry.listeners.append(report)
         assert entry.load is not None  # noqa: S101 - set above
         try:
-            return Lease(await asyncio.shield(entry.load), entry, choice.device)
+            return Lease(await asyncio.shield(entry.load), choice.device, functools.partial(self._release, entry))
         except BaseException:
-            entry.leave()
+            self._release(entry)
             raise
         finally:
             entry.listeners.remove(report)
 
-    async def _load(self, choice: PolicyChoice, entry: _Entry, loader: PolicyLoader) -> LoadedPolicy:
+    def drop_failed(self) -> None:
+        """Forgets policies that cannot be used any more, so that who asks for them gets new ones."""
+        for choice, entry in list(self._entries.items()):
+            if entry.policy is not None and entry.policy.failure is not None:
+                logger.warning("%s is dropped. %s", choice.pretrained_name_or_path, entry.policy.failure)
+                self._forget(choice)
+
+    def close(self) -> None:
+        """Ends every policy that is left."""
+        if self.loader is not None:
+            self.loader.close()
+
+    async def _load(self, choice: PolicyChoice, entry: _Entry, loader: PolicyLoader) -> ServedPolicy:
         loop = asyncio.get_running_loop()
 
+        begun: float | None = time.monotonic()
+
         def report(progress: pb.Progress) -> None:
+            nonlocal begun
+            fetching = progress.stage == pb.PROGRESS_STAGE_FETCHING
             # Afterwards it is no longer the hub's speed that decides how long it takes, and it may be of use soon
-            if progress.stage == pb.PROGRESS_STAGE_FETCHING:
-                give_up_if_abandoned()
+            if entry.forgotten or (fetching and entry.abandoned):
+                give_up()
+            if fetching:
+                begun = None
+            elif begun is None:
+                begun = time.monotonic()
             loop.call_soon_threadsafe(entry.publish, progress)
 
-        def give_up_if_abandoned() -> None:
-            if entry.abandoned:
-                logger.info("nobody waits for %s any more: it is not loaded", choice.pretrained_name_or_path)
-                raise LoadAbandonedError(choice.pretrained_name_or_path)
+        def give_up() -> NoReturn:
+            logger.info("nobody waits for %s any more: it is not loaded", choice.pretrained_name_or_path)
+            raise LoadAbandonedError(choice.pretrained_name_or_path)
 
-        def fetch() -> PolicyChoice:
-            give_up_if_abandoned()
-            return loader.fetch(choice, report)
-
-        def load() -> LoadedPolicy:
-            give_up_if_abandoned()
-            logger.info("loading %s on %s", choice.pretrained_name_or_path, choice.device)
-            begun = time.monotonic()
-            try:
-                loader.release_memory()
-                policy = loader.load(exact, report)
-            finally:
-                self._metrics.policy_load.observe(time.monotonic() - begun)
-            logger.info("loaded %s in %.1f s", choice.pretrained_name_or_path, time.monotonic() - begun)
-            return policy
-
-        exact = choice
         try:
-            if not is_directory(choice.pretrained_name_or_path):
-                exact = await self._fetcher.run(fetch)
-            policy = await self._thread.run(load)
+            async with self._slots:
+                if entry.forgotten or entry.abandoned:
+                    give_up()
+                logger.info("loading %s on %s", choice.pretrained_name_or_path, choice.device)
+                begun = since = time.monotonic()
+                try:
+                    policy = await self._aside(functools.partial(loader.load, choice, report))
+                finally:
+                    # Without the time that it took to fetch it
+                    if begun is not None:
+                        self._metrics.policy_load.observe(time.monotonic() - begun)
         except BaseException:
             if self._entries.get(choice) is entry:
                 del self._entries[choice]
             raise
-        if self._entries.get(choice) is entry:
-            self._metrics.policies_loaded.inc()
+        if entry.forgotten:
+            policy.close()
+            raise LoadAbandonedError(choice.pretrained_name_or_path)
+        logger.info("loaded %s in %.1f s", choice.pretrained_name_or_path, time.monotonic() - since)
+        self._metrics.policies_loaded.inc()
         return policy
 
     def _spelled_as_loaded(self, choice: PolicyChoice) -> PolicyChoice:
@@ -236,18 +258,39 @@ class PolicyShelf:
             return
         for choice, entry in self._entries.items():
             # A load that nobody waits for any more takes no room either
-            if entry.use_count == 0 and choice not in self._kept:
+            if entry.use_count == 0:
                 logger.info("dropping %s to make room", choice.pretrained_name_or_path)
                 self._forget(choice)
                 return
         raise WireError(
             Reason.TOO_MANY_SESSIONS,
-            f"The service holds {len(self._entries)} policies (max_loaded_policies), and sessions use all of them or "
-            "they were preloaded.",
+            f"The service holds {len(self._entries)} policies (max_loaded_policies), all of them in use or preloaded.",
         )
 
     def _forget(self, choice: PolicyChoice) -> None:
         entry = self._entries.pop(choice)
         if entry.policy is not None:
             self._metrics.policies_loaded.dec()
-        entry.unused_since = -math.inf
+        entry.forgotten = True
+        self._drop_if_done_with(entry)
+
+    def _release(self, entry: _Entry) -> None:
+        entry.leave()
+        self._drop_if_done_with(entry)
+
+    def _drop_if_done_with(self, entry: _Entry) -> None:
+        """Ends a policy that nobody uses and nobody can get any more."""
+        if entry.forgotten and entry.use_count == 0 and entry.policy is not None:
+            self._on_drop(entry.policy)
+            entry.policy.close()
+
+    async def _aside[T](self, action: Callable[[], T]) -> T:
+        """Returns what action returns on a thread of its own."""
+        thread = SoloThread("load")
+        self._threads.add(thread)
+        try:
+            return await thread.run(action)
+        finally:
+            thread.close()
+            if not thread.busy:
+                self._threads.discard(thread)

@@ -1,4 +1,4 @@
-"""Runs predictions on one thread, one batch after another, and decides which comes next."""
+"""Runs a policy's predictions on one thread, one batch after another, and decides which comes next."""
 
 import asyncio
 import functools
@@ -36,10 +36,7 @@ class _Ticket[Q, R]:
 
 
 class Worker[Q, R]:
-    """Owns the thread that policies run on. All methods are for the thread of the event loop.
-
-    Use as an async context manager; leaving it drops what waits.
-    """
+    """Owns the thread that waits for one policy. All methods are for the thread of the event loop."""
 
     def __init__(
         self,
@@ -49,7 +46,7 @@ class Worker[Q, R]:
         metrics: ServiceMetrics,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Starts the thread.
+        """Starts the thread. Needs a running event loop.
 
         Args:
           work: Does jobs on the thread, and returns a result or a failure for each.
@@ -66,7 +63,7 @@ class Worker[Q, R]:
         self._line: Line[_Ticket[Q, R]] = Line(queue_timeout_seconds, clock)
         self._arrival = asyncio.Event()
         self._thread = SoloThread("policy")
-        self._dispatcher: asyncio.Task[None] | None = None
+        self._dispatcher = asyncio.create_task(self._dispatch(), name="dispatcher")
 
     @property
     def waiting_count(self) -> int:
@@ -101,7 +98,6 @@ class Worker[Q, R]:
         if older is not None:
             _refuse(older.item, Reason.SUPERSEDED, "A newer observation of this session took the place of this one.")
         self._arrival.set()
-        self._metrics.waiting.set(len(self._line))
         # A little late rather than early, so that the line agrees that the time is over
         timer = loop.call_later(self._queue_timeout_seconds - waited + 0.001, self._expire)
         try:
@@ -109,19 +105,14 @@ class Worker[Q, R]:
         finally:
             timer.cancel()
             self._line.leave(session_id, ticket)
-            self._metrics.waiting.set(len(self._line))
             taken = ticket.taken.result() if ticket.taken.done() else self._clock()
             self._metrics.queue_wait.observe(taken - arrived)
         return result, taken - arrived
 
-    async def __aenter__(self) -> "Worker[Q, R]":
-        self._dispatcher = asyncio.create_task(self._dispatch(), name="dispatcher")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._dispatcher is not None:
-            self._dispatcher.cancel()
-            await asyncio.wait([self._dispatcher])
+    def close(self) -> None:
+        """Drops what waits, and ends the thread when what runs is done."""
+        self._dispatcher.cancel()
+        self._thread.close()
 
     async def _dispatch(self) -> None:
         while True:
@@ -134,7 +125,6 @@ class Worker[Q, R]:
             tickets = self._next()
             for ticket in tickets:
                 ticket.taken.set_result(self._clock())
-            self._metrics.waiting.set(len(self._line))
             jobs = [ticket.job for ticket in tickets]
             outcomes: Sequence[R | Exception]
             try:
@@ -177,6 +167,45 @@ class Worker[Q, R]:
                 Reason.QUEUE_TIMEOUT,
                 f"The observation waited for {self._queue_timeout_seconds:g} s (obs_queue_timeout) and was dropped.",
             )
+
+
+class Workers[Q, R]:
+    """A worker for each policy in use: a slow policy holds up no other, and each GPU has something to do.
+
+    Between policies on one device, the device and the operating system share time out. All methods are for the thread
+    of the event loop, but for the property waiting_count.
+    """
+
+    def __init__(self, make_worker: Callable[[], Worker[Q, R]]) -> None:
+        self._make_worker = make_worker
+        self._workers: dict[int, Worker[Q, R]] = {}
+
+    @property
+    def waiting_count(self) -> int:
+        """Observations that wait for a policy."""
+        return sum(worker.waiting_count for worker in tuple(self._workers.values()))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prediction runs."""
+        return any(worker.busy for worker in self._workers.values())
+
+    def of(self, policy: object) -> Worker[Q, R]:
+        """Returns the worker of policy, which it has until retired."""
+        if id(policy) not in self._workers:
+            self._workers[id(policy)] = self._make_worker()
+        return self._workers[id(policy)]
+
+    def retire(self, policy: object) -> None:
+        """Ends the worker of a policy that nobody uses any more, if it has one."""
+        worker = self._workers.pop(id(policy), None)
+        if worker is not None:
+            worker.close()
+
+    def close(self) -> None:
+        """Ends all of them."""
+        for worker in self._workers.values():
+            worker.close()
 
 
 def _together[Q, R](company: Company, ticket: _Ticket[Q, R]) -> bool:
