@@ -10,14 +10,17 @@ from unittest.mock import Mock
 
 import pytest
 
+from longarm_edge.arm import Arm
 from longarm_edge.leave import leave
+from longarm_edge.motion import Motion
 from longarm_edge.policy_client import PolicyClient
 from longarm_edge.run import Run
 from longarm_edge.schedule import MonotonicClock
 from longarm_edge.settings import SafetySettings
+from longarm_edge.stop import Signals
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
-from tests.e2e.conftest import until
+from tests.e2e.conftest import EdgeRun, until
 
 
 def interrupt() -> None:
@@ -103,18 +106,20 @@ def test_however_often_ctrl_c_is_pressed_there_is_a_last_word(edge, monkeypatch)
     assert (result.exit_code, result.reason) == (exit_codes.INTERRUPTED, "interrupted by SIGINT")
 
 
-def test_a_terminal_that_is_closed_ends_the_run_by_rule(edge, arm) -> None:
-    """It killed the run: wheels drove on. The shell and the kernel say it both, and that is no wish to hurry."""
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_terminal_that_is_closed_ends_the_run_by_rule(edge, arm, first: signal.Signals) -> None:
+    """It killed the run: wheels drove on. The shell and the kernel say it both, a logout says SIGTERM before, and that
+    is no wish to hurry."""
     e = edge(duration=0, safety=SafetySettings(on_stop="rest", rest_seconds=2))
 
     def close(_: Run) -> None:
         until(lambda: len(arm.commands) > 20, "streaming")
-        for _ in range(2):
-            hang_up()
+        for number in (first, signal.SIGHUP):
+            os.kill(os.getpid(), number)
             time.sleep(0.3)
 
     result = e.go(close)
-    assert (result.exit_code, result.reason) == (exit_codes.DONE, "stopped by SIGHUP")
+    assert (result.exit_code, result.reason) == (exit_codes.DONE, f"stopped by {first.name}")
     assert arm.pose["pan.pos"] == pytest.approx(0)
 
 
@@ -201,6 +206,12 @@ def test_after_a_killed_run_one_that_never_moved_goes_nowhere_far(edge, arm, tmp
     assert json.loads(path.read_text())["pan.pos"] == -50
 
 
+def not_run(e: EdgeRun) -> Run:
+    """Returns what is put together, for its parts."""
+    with e.run.endpoint:
+        return e.run
+
+
 DRIVES = SafetySettings(velocity_actions=("gripper.pos",))
 
 
@@ -219,16 +230,49 @@ def test_leave_asks_again_where_a_bus_stutters(edge, arm, tmp_path) -> None:
     path.write_text(json.dumps(KILLED_AT))
     arm.pose = {"pan.pos": 7.0, "lift.pos": 8.0, "gripper.pos": 0.5}
     arm.read_faults = [ConnectionError("Incorrect status packet!")]
-    run = edge(safety=DRIVES.model_copy(update={"pose_file": path})).run
+    run = not_run(edge(safety=DRIVES.model_copy(update={"pose_file": path})))
     assert leave(run.settings, lambda: run.robot, MonotonicClock()) == exit_codes.DONE
     assert arm.commands[-1][1] == (7, 8, 0)
+
+
+def test_leave_connects_again_where_an_answer_is_lost(edge, arm, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    arm.pose = {"pan.pos": 7.0, "lift.pos": 8.0, "gripper.pos": 0.5}
+    connect, lost = arm.connect, [ConnectionError("Missing motor IDs: 1")] * 2
+    monkeypatch.setattr(
+        arm, "connect", Mock(side_effect=lambda **k: (_ for _ in ()).throw(lost.pop()) if lost else connect(**k))
+    )
+    run = not_run(edge(safety=DRIVES.model_copy(update={"pose_file": path})))
+    assert leave(run.settings, lambda: run.robot, MonotonicClock()) == exit_codes.DONE
+    assert arm.commands[-1][1] == (7, 8, 0)
+
+
+def test_two_runs_with_one_pose_file_do_not_both_connect(edge, arm, tmp_path, monkeypatch) -> None:
+    """Both looked before either had written it, and drove a robot without a serial port between them."""
+    settings = SafetySettings(pose_file=tmp_path / "pose.json")
+    second = not_run(edge(safety=settings))
+    refusals: list[str] = []
+    connect = arm.connect
+
+    def meanwhile(**options: object) -> None:
+        if not refusals:
+            refusals.append("")
+            arm_of_the_second = Arm(second.robot, Motion.plan(second.robot, settings), 30, MonotonicClock(), Signals())
+            with pytest.raises(ConfigurationError, match="A run that is alive has the arm"):
+                arm_of_the_second.connect()
+        connect(**options)
+
+    monkeypatch.setattr(arm, "connect", meanwhile)
+    assert edge(duration=0.5, safety=settings).go().exit_code == exit_codes.DONE
+    assert refusals
 
 
 def test_leave_says_what_it_could_not_stop(edge, arm, tmp_path, caplog) -> None:
     path = tmp_path / "pose.json"
     path.write_text(json.dumps(KILLED_AT))
     arm.read_faults = [ConnectionError("Incorrect status packet!")] * 9
-    run = edge(safety=DRIVES.model_copy(update={"pose_file": path})).run
+    run = not_run(edge(safety=DRIVES.model_copy(update={"pose_file": path})))
     assert leave(run.settings, lambda: run.robot, MonotonicClock()) == exit_codes.FAILED
     assert "it was not told to stop driving" in caplog.text
     assert path.exists()

@@ -84,6 +84,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         ({"input_features": {"x" * 10_000: {"shape": "y" * 10_000}}}, "input_features"),
         ({"chunk_size": 10**6}, "chunk_size"),
         ({"chunk_size": -1}, "chunk_size"),
+        ({"chunk_size": "200000000"}, "chunk_size"),
         ({"horizon": 1e6}, "horizon"),
         ({"num_train_timesteps": 10**9}, "num_train_timesteps"),
         ({"chunk_size": 10_000, "n_action_steps": None}, None),

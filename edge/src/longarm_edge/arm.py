@@ -61,13 +61,13 @@ class Arm:
           Interrupted: A signal came meanwhile.
         """
         if self._pose_file is not None:
-            pose_file.check_free(self._pose_file)
+            self._kept = pose_file.lock(self._pose_file)
             self._after_kill = pose_file.is_kept(self._pose_file)
         pose = looked_after(aside(self._connect, "connect"), self._signals.check)
         self._start_pose = self._found = pose
         if self._pose_file is not None:
             self._start_pose = self._inherited(pose, self._pose_file)
-            self._kept = pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
+            pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
         return pose
 
     def found(self, reading: RobotReading) -> None:

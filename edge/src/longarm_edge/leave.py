@@ -1,9 +1,10 @@
 """Leaving an arm whose run was killed: nobody has applied the stop rule then."""
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import EdgeSettings, SafetySettings, StopRule
-from longarm_edge.stop import Interrupted, Leaving, Signals, patiently
+from longarm_edge.stop import ATTEMPTS, Interrupted, Leaving, Signals, patiently
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 
@@ -44,7 +45,15 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
         raise ConfigurationError(
             ["Expected safety.pose_file to be set, as it was for the run: nothing else says more."]
         )
-    pose_file.check_free(path)
+    claimed = pose_file.lock(path)
+    try:
+        return _leave_killed(settings, make_robot, path, clock)
+    finally:
+        os.close(claimed)
+
+
+def _leave_killed(settings: EdgeSettings, make_robot: Callable[[], Robot], path: Path, clock: Clock) -> int:
+    safety = settings.safety
     if not pose_file.is_kept(path):
         logger.info("the arm was left by rule: nothing to do")
         return exit_codes.DONE
@@ -70,7 +79,7 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock, progr
         unreadable: Exception | None = None
         try:
             # Configuring would take the torque away for a moment, and was done by the run
-            robot.connect(configure=False)
+            _connect(robot, progress)
             now_at = patiently(lambda: pose_in(robot.read_state(), robot.spec, motion.kinds))
             if settings.safety.on_stop is StopRule.REST:
                 start_pose = pose_file.read(path, robot.spec.action_names)
@@ -92,6 +101,19 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock, progr
     for trouble in filter(None, (unreadable, problem)):
         logger.error("the arm cannot be left by rule: %s", trouble)
     return exit_codes.FAILED if unreadable or problem or not pose_file.forget(path) else exit_codes.DONE
+
+
+def _connect(robot: Robot, progress: Callable[[], None]) -> None:
+    """Connects without configuring, in one of a few tries: LeRobot gives up at the first answer that is lost."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return robot.connect(configure=False)
+        except ConnectionError as error:
+            logger.debug("%s", error)
+            with suppress(Exception):
+                robot.disconnect(torque=True)
+        progress()
+    return robot.connect(configure=False)
 
 
 def _may_drive(path: Path, safety: SafetySettings) -> bool:

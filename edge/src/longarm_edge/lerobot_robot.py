@@ -221,6 +221,7 @@ class LeRobotRobot:
         """
         with self._turn():
             if not self._touched or not (self._ready or self._robot.is_connected or self._torque.motors_answer()):
+                self._ports.close()
                 return
             self._torque.choose(torque)
             closed = self._torque.closed() if self._ready else []

@@ -17,10 +17,8 @@ from longarm_wire.settings import ConfigurationError
 logger = logging.getLogger(__name__)
 
 
-def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> int:
+def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
     """Writes pose, shape (names), NaN where it is not known, in one step.
-
-    Returns a descriptor: the file belongs to a run that is alive for as long as it is open.
 
     Raises:
       ConfigurationError: The file cannot be written.
@@ -29,32 +27,32 @@ def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> int:
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         draft.write_text(json.dumps(dict(zip(names, values, strict=True))) + "\n", encoding="utf-8")
-        fd = os.open(draft, os.O_RDONLY)
-        fcntl.flock(fd, fcntl.LOCK_EX)
         draft.replace(path)
     except OSError as error:
         raise ConfigurationError([f"Cannot write {path} (safety.pose_file): {error.strerror}"]) from error
-    return fd
 
 
-def check_free(path: Path) -> None:
-    """Returns unless the pose belongs to a run that is alive.
+def lock(path: Path) -> int:
+    """Claims the pose for whoever has the arm, and returns a descriptor: it is claimed for as long as that is open.
 
     Raises:
-      ConfigurationError: It does.
+      ConfigurationError: A run that is alive has claimed it, or nothing can be written there.
     """
+    beside = path.with_name(f"{path.name}.lock")
     try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError:
-        return  # others say so, where it matters
+        fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError([f"Cannot write {beside} (safety.pose_file): {error.strerror}"]) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(fd)
         raise ConfigurationError(
             [f"A run that is alive has the arm: it keeps {path} (safety.pose_file). Stop that run first."]
         ) from None
-    finally:
-        os.close(fd)
+    except OSError as error:
+        logger.warning("cannot lock %s (safety.pose_file): %s", beside, error.strerror)
+    return fd
 
 
 def is_kept(path: Path) -> bool:

@@ -48,7 +48,6 @@ class Signals:
         self.count = 0
         self.patience = 0
         self.last = ""
-        self._hung_up = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -72,10 +71,9 @@ class Signals:
             raise Interrupted(self.last)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        # Kernel and shell both tell of a terminal that is gone. That is no second Ctrl-C
-        if number == signal.SIGHUP and self._hung_up:
+        # Kernel and shell both tell of a terminal that is gone, and at a logout after SIGTERM. That is no second Ctrl-C
+        if number == signal.SIGHUP and self.count:
             return
-        self._hung_up |= number == signal.SIGHUP
         self.count += 1
         self.last = signal.Signals(number).name
         self.check()

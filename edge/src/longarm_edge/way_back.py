@@ -69,8 +69,9 @@ class WayBack:
         begin = self.clock.now()
         here = self._standing()
         command = last_command if heard else np.where(np.isnan(here), last_command, here)
-        # A joint that carries something stands below its command all the time
-        allowed = _apart(here, command) + self.tolerance
+        # A joint that carries something stands below its command all the time; one may be pressed against something
+        ahead = _ahead(command, here)
+        lowest, highest = np.minimum(ahead, 0) - self.tolerance, np.maximum(ahead, 0) + self.tolerance
         start, ticks = command, max(1, round(self.seconds * self.fps))
         # The speed of smoothstep where it is fastest
         fastest = 1.5 * np.abs(end - start) / ticks
@@ -82,10 +83,15 @@ class WayBack:
                 raise AstrayError("it was stopped on the way to the start pose and holds")
             share = min(1.0, tick / ticks)
             target = start + (end - start) * share * share * (3 - 2 * share)
-            # A joint that is farther behind waits, and does not hurry afterwards
-            follows = _apart(here, command) <= allowed
-            step = np.where(follows, np.clip(target - command, -fastest, fastest), 0)
-            before, (command, _) = command, self.guard.clamp((command + step).astype(np.float32), command)
+            # A joint that is farther behind waits, and does not hurry afterwards. Where it has caught up, it may not
+            # fall behind again
+            ahead = _ahead(command, here)
+            lowest = np.maximum(lowest, np.minimum(ahead, 0) - 2 * self.tolerance)
+            highest = np.minimum(highest, np.maximum(ahead, 0) + 2 * self.tolerance)
+            step = np.clip(target - command, -fastest, fastest)
+            waits = ((step > 0) & (ahead >= highest)) | ((step < 0) & (ahead <= lowest))
+            before = command
+            command, _ = self.guard.clamp((command + np.where(waits, 0, step)).astype(np.float32), before)
             self.send(command)
             here, now = self.look(), self.clock.now()
             if tick <= ticks or (command != before).any() or (_apart(here, seen) > MOVEMENT * self.tolerance).any():
@@ -118,6 +124,12 @@ class WayBack:
         away = np.flatnonzero(_apart(here, end) > self.tolerance)
         joints = ", ".join(f"{self.names[i]} stands at {here[i]:.4g} and began at {end[i]:.4g}" for i in away)
         return f"{joints or 'it does not follow'} (safety.rest_tolerance={self.tolerance:g})"
+
+
+def _ahead(command: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """Returns how far each joint was sent beyond where it is; 0 where nobody measures it."""
+    ahead: np.ndarray = np.nan_to_num(command - here, nan=0.0)
+    return ahead
 
 
 def _apart(here: np.ndarray, there: np.ndarray) -> np.ndarray:

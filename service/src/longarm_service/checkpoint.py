@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longarm_service import hub
-from longarm_service.inspection import read_json
+from longarm_service.inspection import opened, read_json
 from longarm_service.policy import Report, is_directory
 from longarm_wire.errors import Reason, WireError
 
@@ -119,9 +119,9 @@ def digest(directory: Path) -> str:
     for path in sorted(directory.iterdir()):
         if path.suffix not in {".json", ".safetensors"} or not path.is_file():
             continue
-        size = path.stat().st_size
-        total.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            total.update(f"{path.name}:{size}\n".encode())
             total.update(file.read(SAMPLE_BYTES))
             file.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
             total.update(file.read(SAMPLE_BYTES))

@@ -6,10 +6,11 @@ Both are for the author of a policy to say, not for whoever wrote a checkpoint.
 
 import json
 import math
+import os
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from longarm_wire.errors import Reason, WireError
 
@@ -37,13 +38,13 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         not finite.
     """
     try:
-        status = path.stat()
-        # Opening a pipe would wait for whoever writes to it, and some devices never end
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        if status.st_size > MAX_JSON_BYTES:
-            raise ValueError(f"expected at most {MAX_JSON_BYTES} bytes, found {status.st_size}")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_JSON_BYTES:
+                raise ValueError(f"expected at most {MAX_JSON_BYTES} bytes, found {size}")
+            # It may grow meanwhile
+            text = file.read(MAX_JSON_BYTES)
+        content = json.loads(text.decode(), parse_float=_finite, parse_constant=_finite)
     except FileNotFoundError:
         raise
     except RecursionError:
@@ -53,6 +54,22 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WireError(Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has a {path.name} that is no JSON object.")
     return content
+
+
+def opened(path: Path) -> BinaryIO:
+    """Opens a regular file to be read, and waits for nobody.
+
+    Raises:
+      OSError: It cannot be opened.
+      ValueError: It is no regular file.
+    """
+    # Opening a pipe would wait for whoever writes to it, and some devices never end. What was opened is looked at: what
+    # path leads to may change at any moment
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is no regular file")
+    return file
 
 
 def check_configuration(config: dict[str, Any], name: str) -> None:
@@ -75,8 +92,9 @@ def check_configuration(config: dict[str, Any], name: str) -> None:
         raise _broken(name, file, f"expected features of at most {MAX_INPUT_VALUES} values together, found {values}")
     for key in LENGTHS:
         length = config.get(key)
-        if isinstance(length, (int, float)) and not 0 <= length <= MAX_LENGTH:
-            raise _broken(name, file, f"expected {key} from 0 to {MAX_LENGTH}, found {length}")
+        # LeRobot makes a number of a string that looks like one
+        if length is not None and not (isinstance(length, (int, float)) and 0 <= length <= MAX_LENGTH):
+            raise _broken(name, file, f"expected {key} to be a number from 0 to {MAX_LENGTH}, found {length!r:.80}")
 
 
 def check_processor(content: dict[str, Any], file: str, name: str, registered: Collection[str], trusted: bool) -> None:
