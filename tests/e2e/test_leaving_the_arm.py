@@ -273,6 +273,59 @@ def test_two_runs_with_one_pose_file_do_not_both_connect(edge, arm, tmp_path, mo
     assert refusals
 
 
+def glance(arm, monkeypatch, *wrong: float) -> None:
+    """Has the first looks at the arm tell something else."""
+    observe, looks = arm.get_observation, list(wrong)
+    monkeypatch.setattr(arm, "get_observation", lambda: observe() | ({"pan.pos": looks.pop(0)} if looks else {}))
+
+
+def test_leave_believes_no_single_look(edge, arm, tmp_path, monkeypatch) -> None:
+    """The arm was thrown to where one look had it, or where it was while it still moved."""
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    arm.pose = {"pan.pos": 20.0, "lift.pos": 0.0, "gripper.pos": 0.0}
+    glance(arm, monkeypatch, 80.0)
+    safety = SafetySettings(on_stop="rest", rest_seconds=2, pose_file=path)
+    run = not_run(edge(safety=safety))
+    assert leave(run.settings, lambda: run.robot, MonotonicClock()) == exit_codes.DONE
+    assert arm.commands[0][1][0] == pytest.approx(20, abs=1)
+
+
+def test_a_run_begins_where_the_arm_stands_once_it_does(edge, arm, monkeypatch) -> None:
+    """The first command was measured from the first look, and `rest` led there."""
+    arm.pose = {"pan.pos": 20.0, "lift.pos": 0.0, "gripper.pos": 0.0}
+    glance(arm, monkeypatch, 80.0, 75.0)
+    assert edge(duration=0.5, safety=SafetySettings(on_stop="rest", rest_seconds=2, max_step=2)).go().exit_code == 0
+    assert arm.commands[0][1][0] == pytest.approx(21, abs=1)
+    assert arm.pose["pan.pos"] == pytest.approx(20, abs=0.1)
+
+
+def test_what_drives_is_stopped_at_the_start_though_a_write_is_lost(edge, arm) -> None:
+    arm.pose = {"pan.pos": 7.0, "lift.pos": 8.0, "gripper.pos": 0.5}
+    arm.write_faults = [ConnectionError("Incorrect status packet!")]
+    edge(duration=0.5, safety=DRIVES).go()
+    assert arm.commands[0][1] == (7, 8, 0)
+
+
+def test_what_drives_is_stopped_or_said_to_drive_by_a_run_that_never_moved_it(edge, arm, script) -> None:
+    arm.pose = {"pan.pos": 7.0, "lift.pos": 8.0, "gripper.pos": 0.5}
+    arm.write_faults = [ConnectionError("Incorrect status packet!")] * 9
+    result = edge(duration=0.5, safety=DRIVES).go()
+    assert result.exit_code == exit_codes.FAILED
+    assert "it was not told to stop driving" in result.reason
+
+
+def test_leave_leaves_an_arm_where_nothing_can_be_written(edge, arm, tmp_path, monkeypatch) -> None:
+    """A card that was remounted read-only: the wheels drove on."""
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps(KILLED_AT))
+    (tmp_path / "pose.json.lock").mkdir()  # what root cannot write either
+    arm.pose = {"pan.pos": 7.0, "lift.pos": 8.0, "gripper.pos": 0.5}
+    run = not_run(edge(safety=DRIVES.model_copy(update={"pose_file": path})))
+    assert leave(run.settings, lambda: run.robot, MonotonicClock()) == exit_codes.DONE
+    assert arm.commands[-1][1] == (7, 8, 0)
+
+
 def test_leave_says_what_it_could_not_stop(edge, arm, tmp_path, caplog) -> None:
     path = tmp_path / "pose.json"
     path.write_text(json.dumps(KILLED_AT))

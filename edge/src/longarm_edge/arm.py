@@ -16,6 +16,7 @@ from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot, RobotReading
 from longarm_edge.schedule import Clock
 from longarm_edge.stop import Interrupted, Leaving, Signals, patiently
+from longarm_edge.way_back import standing
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Arm:
         self._start_pose: np.ndarray | None = None
         # Where it stands before the first command, once that is known
         self._found = np.full(len(robot.spec.action_names), np.nan, np.float32)
-        self._after_kill = False
+        self._after_kill = self._connected = False
         # While it is open, others see that a run is alive
         self._kept: int | None = None
         self._answered_at = 0.0
@@ -121,13 +122,21 @@ class Arm:
         signals.patience = sys.maxsize
 
     def _connect(self) -> np.ndarray:
-        kinds = self._motion.kinds
+        kinds, safety = self._motion.kinds, self._motion.safety
         self._robot.connect()
-        pose = patiently(lambda: pose_in(self._robot.observe().state, self._robot.spec, kinds))
+        self._connected = True
+        # Cameras too, so that one that gives nothing is noticed now
+        patiently(self._robot.observe)
+        # An arm that was configured may still come back up
+        pose, _ = standing(lambda: patiently(self._look), safety.rest_tolerance, self._clock)
+        self._found = pose
         if kinds.is_velocity.any() and not np.isnan(pose).any():
             # A killed run may have left it driving, and the first command of this one may be a while away
-            self._robot.send(pose)
+            patiently(lambda: self._robot.send(pose))
         return pose
+
+    def _look(self) -> np.ndarray:
+        return pose_in(self._robot.read_state(), self._robot.spec, self._motion.kinds)
 
     def _outlook(self) -> str:
         """Returns what motors do that cannot be told anything."""
@@ -162,6 +171,9 @@ class Arm:
             start = np.where(np.isnan(start), self.loop.first_command, start) if start is not None else None
         elif self._after_kill:
             # Nobody has left it by rule since the run before moved it
+            last = self._found
+        elif self._connected and self._motion.kinds.is_velocity.any():
+            # Nor since whatever set it driving
             last = self._found
         moved = self.loop is not None and self.loop.first_command is not None
         away = start is not None and (np.abs(start - self._found) > self._motion.safety.rest_tolerance).any()

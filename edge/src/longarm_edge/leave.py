@@ -17,6 +17,7 @@ from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import EdgeSettings, SafetySettings, StopRule
 from longarm_edge.stop import ATTEMPTS, Interrupted, Leaving, Signals, patiently
+from longarm_edge.way_back import standing
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 
@@ -45,11 +46,13 @@ def leave(settings: EdgeSettings, make_robot: Callable[[], Robot], clock: Clock)
         raise ConfigurationError(
             ["Expected safety.pose_file to be set, as it was for the run: nothing else says more."]
         )
-    claimed = pose_file.lock(path)
+    # Where nothing can be written, the arm has to be left all the same
+    claimed = pose_file.lock(path, required=False)
     try:
         return _leave_killed(settings, make_robot, path, clock)
     finally:
-        os.close(claimed)
+        if claimed is not None:
+            os.close(claimed)
 
 
 def _leave_killed(settings: EdgeSettings, make_robot: Callable[[], Robot], path: Path, clock: Clock) -> int:
@@ -62,8 +65,9 @@ def _leave_killed(settings: EdgeSettings, make_robot: Callable[[], Robot], path:
         return exit_codes.DONE if pose_file.forget(path) else exit_codes.FAILED
     logger.warning("the run was killed: leaving the arm by rule, on_stop=%s", safety.on_stop.value)
     try:
+        robot = make_robot()  # imports LeRobot, which takes as long as it takes
         with _bounded(PATIENCE_SECONDS) as progress:
-            return _leave(settings, make_robot(), path, clock, progress)
+            return _leave(settings, robot, path, clock, progress)
     except Interrupted as error:
         logger.error("interrupted by %s: the arm was not left by rule", error)
         return exit_codes.INTERRUPTED
@@ -80,7 +84,12 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock, progr
         try:
             # Configuring would take the torque away for a moment, and was done by the run
             _connect(robot, progress)
-            now_at = patiently(lambda: pose_in(robot.read_state(), robot.spec, motion.kinds))
+
+            def look() -> np.ndarray:
+                return patiently(lambda: pose_in(robot.read_state(), robot.spec, motion.kinds))
+
+            # It may be on its way to where the killed run sent it
+            now_at, _ = standing(look, settings.safety.rest_tolerance, clock)
             if settings.safety.on_stop is StopRule.REST:
                 start_pose = pose_file.read(path, robot.spec.action_names)
         except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises

@@ -32,17 +32,22 @@ def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
         raise ConfigurationError([f"Cannot write {path} (safety.pose_file): {error.strerror}"]) from error
 
 
-def lock(path: Path) -> int:
+def lock(path: Path, *, required: bool = True) -> int | None:
     """Claims the pose for whoever has the arm, and returns a descriptor: it is claimed for as long as that is open.
 
+    Returns None if it cannot be claimed and need not be.
+
     Raises:
-      ConfigurationError: A run that is alive has claimed it, or nothing can be written there.
+      ConfigurationError: A run that is alive has claimed it, or nothing can be written there and it is required.
     """
     beside = path.with_name(f"{path.name}.lock")
     try:
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigurationError([f"Cannot write {beside} (safety.pose_file): {error.strerror}"]) from error
+        if required:
+            raise ConfigurationError([f"Cannot write {beside} (safety.pose_file): {error.strerror}"]) from error
+        logger.warning("cannot write %s (safety.pose_file): %s", beside, error.strerror)
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

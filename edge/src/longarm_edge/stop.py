@@ -169,6 +169,11 @@ class Leaving:
         """Stops what would drive on."""
         if self.last_command is None or not self.motion.kinds.is_velocity.any():
             return
+        if not self.heard:
+            # Joints that were sent on behind a silent bus stay where they are
+            with suppress(Exception):
+                here = patiently(self._look)
+                self.last_command = np.where(np.isnan(here), self.last_command, here)
         still = self.motion.kinds.halted(self.last_command)
         if np.isnan(still).any():
             raise RobotError("it was not told to stop driving: it is not known where its joints stand")

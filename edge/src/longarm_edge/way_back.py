@@ -67,7 +67,9 @@ class WayBack:
           Exception: Whatever look and send raise.
         """
         begin = self.clock.now()
-        here = self._standing()
+        here, stands = standing(self.look, self.tolerance, self.clock)
+        if not stands:
+            raise AstrayError("it holds: it does not come to stand, or what it says of where it stands varies")
         command = last_command if heard else np.where(np.isnan(here), last_command, here)
         # A joint that carries something stands below its command all the time; one may be pressed against something
         ahead = _ahead(command, here)
@@ -107,23 +109,25 @@ class WayBack:
             f"it did not reach the start pose within {LIMIT_SECONDS:g} s and holds: max_step is small or it is slow"
         )
 
-    def _standing(self) -> np.ndarray:
-        """Returns where the arm stands, once it does: a single look may be wrong, or old."""
-        looks = [self.look()]
-        give_up_at = self.clock.now() + SETTLE_SECONDS
-        while len(looks) < LOOKS:
-            self.clock.sleep_until(self.clock.now() + LOOK_SECONDS)
-            looks.append(self.look())
-            if (_apart(looks[-2], looks[-1]) > MOVEMENT * self.tolerance).any():
-                if self.clock.now() > give_up_at:
-                    raise AstrayError("it holds: it does not come to stand, or what it says of where it stands varies")
-                looks = looks[-1:]
-        return looks[-1]
-
     def _difference(self, here: np.ndarray, end: np.ndarray) -> str:
         away = np.flatnonzero(_apart(here, end) > self.tolerance)
         joints = ", ".join(f"{self.names[i]} stands at {here[i]:.4g} and began at {end[i]:.4g}" for i in away)
         return f"{joints or 'it does not follow'} (safety.rest_tolerance={self.tolerance:g})"
+
+
+def standing(look: Callable[[], np.ndarray], tolerance: float, clock: Clock) -> tuple[np.ndarray, bool]:
+    """Returns where an arm stands, and whether it does: a single look may be wrong, or old, or at an arm that moves.
+
+    One that does not come to stand within SETTLE_SECONDS is in the middle of where the last looks have it.
+    """
+    looks, agreed = [look()], 1
+    give_up_at = clock.now() + SETTLE_SECONDS
+    while agreed < LOOKS and clock.now() <= give_up_at:
+        clock.sleep_until(clock.now() + LOOK_SECONDS)
+        looks.append(look())
+        agreed = agreed + 1 if (_apart(looks[-2], looks[-1]) <= MOVEMENT * tolerance).all() else 1
+    middle: np.ndarray = np.sort(np.stack(looks[-LOOKS:]), axis=0)[len(looks[-LOOKS:]) // 2]
+    return (looks[-1], True) if agreed >= LOOKS else (middle, False)
 
 
 def _ahead(command: np.ndarray, here: np.ndarray) -> np.ndarray:
