@@ -154,7 +154,7 @@ def test_who_interrupts_it_twice_is_told_what_became_of_the_arm(arm) -> None:
     while not arm.events():
         assert time.monotonic() < deadline, "connecting"
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(2)  # until it looks no more, and is stuck in the first command
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)

@@ -197,7 +197,7 @@ def test_the_secret_is_in_memory_only(it: Life, account: Account, far: SshFar) -
     assert it.watch.seen == []
     assert SECRET not in it.said
     holders = [pid for pid, _ in account.processes() if SECRET in Path(f"/proc/{pid}/environ").read_text()]
-    assert len(holders) == 2, "supervisor and service have it"
+    assert len(holders) == 4, "supervisor, service, what policies are forked from, and the policy's process have it"
     files = [path for path in account.home.rglob("*") if path.is_file() and "venv/lib" not in str(path)]
     assert account.home / ".longarm" / "run" / "service.json" in files
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
