@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longarm_edge.robot import Robot
 from longarm_wire.specs import RobotSpec
 
 # How LeRobot's robots call velocities: x.vel (lekiwi), linear_velocity (earthrover), mobile_base.vx (reachy2), and the
@@ -99,6 +100,11 @@ def pose_in(state: np.ndarray, spec: RobotSpec, kinds: ActionKinds) -> np.ndarra
         raise ConnectionError(f"The robot {spec.robot_type} gave no number for {', '.join(unknown)}")
     pose = (np.nan if name is None else by_name[name] for name in kinds.pose_names)
     return kinds.halted(np.array(list(pose), np.float32))
+
+
+def measured_pose(robot: Robot, kinds: ActionKinds) -> np.ndarray:
+    """Returns where a connected robot stands now; see pose_in. Raises as the robot does, too."""
+    return pose_in(robot.read_state(), robot.spec, kinds)
 
 
 def explain_unmeasured(kinds: ActionKinds, state_names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from longarm_edge import pose_file
-from longarm_edge.actions import pose_in
+from longarm_edge.actions import measured_pose, pose_in
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.control import ControlLoop
 from longarm_edge.motion import Motion
@@ -77,9 +77,8 @@ class Arm:
         Raises:
           ConnectionError: A second look tells something else.
         """
-        seen, again = (
-            pose_in(state, self._robot.spec, self._motion.kinds) for state in (reading.state, self._robot.read_state())
-        )
+        seen = pose_in(reading.state, self._robot.spec, self._motion.kinds)
+        again = measured_pose(self._robot, self._motion.kinds)
         if (np.abs(seen - again) > self._motion.safety.rest_tolerance).any():
             raise ConnectionError("two looks at where its joints stand disagree")
         if self.loop is not None:
@@ -128,15 +127,14 @@ class Arm:
         # Cameras too, so that one that gives nothing is noticed now
         patiently(self._robot.observe)
         # An arm that was configured may still come back up
-        pose, _ = standing(lambda: patiently(self._look), safety.rest_tolerance, self._clock)
+        pose, _ = standing(
+            lambda: patiently(lambda: measured_pose(self._robot, kinds)), safety.rest_tolerance, self._clock
+        )
         self._found = pose
         if kinds.is_velocity.any() and not np.isnan(pose).any():
             # A killed run may have left it driving, and the first command of this one may be a while away
             patiently(lambda: self._robot.send(pose))
         return pose
-
-    def _look(self) -> np.ndarray:
-        return pose_in(self._robot.read_state(), self._robot.spec, self._motion.kinds)
 
     def _outlook(self) -> str:
         """Returns what motors do that cannot be told anything."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from longarm_edge import pose_file
-from longarm_edge.actions import ActionKinds, pose_in
+from longarm_edge.actions import ActionKinds, measured_pose
 from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
@@ -86,7 +86,7 @@ def _leave(settings: EdgeSettings, robot: Robot, path: Path, clock: Clock, progr
             _connect(robot, progress)
 
             def look() -> np.ndarray:
-                return patiently(lambda: pose_in(robot.read_state(), robot.spec, motion.kinds))
+                return patiently(lambda: measured_pose(robot, motion.kinds))
 
             # It may be on its way to where the killed run sent it
             now_at, _ = standing(look, settings.safety.rest_tolerance, clock)

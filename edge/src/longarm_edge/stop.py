@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from longarm_edge.actions import pose_in
+from longarm_edge.actions import measured_pose
 from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
@@ -221,7 +221,7 @@ class Leaving:
             raise RobotError(f"it stopped on the way to the start pose and holds: {error}") from error
 
     def _look(self) -> np.ndarray:
-        pose = pose_in(self.robot.read_state(), self.robot.spec, self.motion.kinds)
+        pose = measured_pose(self.robot, self.motion.kinds)
         self.progress()
         return pose
 
