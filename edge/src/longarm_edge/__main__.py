@@ -1,18 +1,11 @@
 """The command longarm-edge from its first moment on, and `python -m longarm_edge`."""
 
-import signal
+from longarm_wire import first_moment
 
 
 def main() -> None:
     """Runs the command and exits with its code."""
-    # What follows takes a second to import. Ctrl-C then ends the command as it would any other, without a traceback
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from longarm_edge import cli
-
-    signal.signal(signal.SIGINT, before)
-    cli.main()
+    first_moment.run("longarm_edge.cli")
 
 
 if __name__ == "__main__":
