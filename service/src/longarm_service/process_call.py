@@ -188,8 +188,8 @@ def _fate(status: int | None) -> str:
         )
     if status == -signal.SIGBUS:
         return (
-            "Its process crashed (SIGBUS), as where a file becomes shorter while it is read. Were the checkpoint's files "
-            "being written? Try again when they are whole."
+            "Its process crashed (SIGBUS), as where a file becomes shorter while it is read. Were the files of the "
+            "checkpoint being written? Try again when they are whole."
         )
     if status == EXIT_DEVICE_FAILED:
         return "Its device failed, and its process ended. The service's log says how."
