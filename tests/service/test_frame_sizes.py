@@ -180,6 +180,23 @@ def test_an_act_sees_what_lerobot_shows_it(by_longarm: Answer, tmp_path: Path, d
     assert ("another aspect" in note) == (declared == (96, 96))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (37, 91)])
+def test_an_act_sees_frames_of_any_size(by_longarm: Answer, tmp_path: Path, size: Size) -> None:
+    save("act", tmp_path, inputs=inputs((48, 64)), **SMALL_ACT)
+    _, actions = by_longarm(tmp_path, scene(size))
+    # Of one pixel torch may take another way through its memory
+    np.testing.assert_allclose(actions, by_lerobot(tmp_path, scene(size)), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 91), (65, 65)])
+def test_a_smolvla_sees_frames_of_any_size(by_longarm: Answer, tmp_path: Path, size: Size) -> None:
+    make_smolvla(tmp_path, chunk_size=8, height=48, width=64, cameras=["front"], image_size=64, denoising_steps=2)
+    _, actions = by_longarm(tmp_path, scene(size))
+    expected = by_lerobot(tmp_path, scene(size))
+    another = by_lerobot(tmp_path, scene(size, seed=1))
+    assert np.abs(actions - expected).mean() <= np.abs(another - expected).mean() / 50
+
+
 def test_a_diffusion_crops_what_lerobot_shows_it(by_longarm: Answer, tmp_path: Path) -> None:
     settings = SMALL_DIFFUSION | {"resize_shape": (48, 64), "crop_ratio": 0.75, "n_obs_steps": 1}
     save("diffusion", tmp_path, inputs=inputs((60, 80)), **settings)

@@ -204,9 +204,7 @@ def relative(checkpoint: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("schedule", PrefixAttentionSchedule)
-@pytest.mark.parametrize(
-    ("kind", "cameras"), [("absolute", CAMERAS), ("relative", CAMERAS), ("relative", CAMERAS[:1])]
-)
+@pytest.mark.parametrize(("kind", "cameras"), [("absolute", CAMERAS), ("relative", CAMERAS), ("relative", CAMERAS[:1])])
 def test_the_queue_is_that_of_lerobots_own_engine(
     serve: Serve,
     smolvla_checkpoint: Path,
