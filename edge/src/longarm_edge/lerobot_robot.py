@@ -185,7 +185,7 @@ class LeRobotRobot:
             # What is of another size would have to be squeezed into the one that is agreed with the policy, and how
             # bright other values than bytes are nobody knows
             found = images[spec.name]
-            if (found.shape, found.dtype) != ((*spec.size, 3), np.uint8):
+            if found.shape != (*spec.size, 3) or found.dtype != np.uint8:
                 what = f"a frame of shape {found.shape} and type {found.dtype}, not {(*spec.size, 3)} and uint8"
                 raise ConnectionError(f"Camera {spec.name} gave {what}")
         return RobotReading(self._state(raw), images, step=step)
