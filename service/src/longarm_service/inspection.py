@@ -102,7 +102,8 @@ def check_header(path: Path, name: str) -> None:
     # One that is cut off here is for torch's library to refuse
     size = int.from_bytes(said, "little")
     if size > MAX_HEADER_BYTES:
-        raise _broken(name, path.name, f"expected a header of at most {MAX_HEADER_BYTES} bytes, found {size}")
+        why = f"expected a header of at most {MAX_HEADER_BYTES} bytes, found {size}. Is it whole?"
+        raise WireError(Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has a broken {path.name}: {why}")
 
 
 def check_configuration(config: dict[str, Any], name: str) -> None:
@@ -179,8 +180,8 @@ def _check_limits(settings: dict[str, Any], file: str, name: str) -> None:
         value = settings.get(key)
         least = -1 if key in MAY_BE_MINUS_ONE else 0
         for number in value if isinstance(value, list) else [value]:
-            # LeRobot makes a number of a string that looks like one
-            if number is not None and not (isinstance(number, (int, float)) and least <= number <= most):
+            # LeRobot makes a number of a string that looks like one, and refuses what else is none
+            if isinstance(number, str) or (isinstance(number, (int, float)) and not least <= number <= most):
                 raise _broken(name, file, f"expected {key} to be a number from {least} to {most}, found {value!r:.80}")
 
 
