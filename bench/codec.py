@@ -30,9 +30,11 @@ from bench.checkpoint import HEIGHT, WIDTH, make_film
 from bench.publish import publish
 from lerobot_robot_longarm_sim.checkpoint import make_checkpoint
 from lerobot_robot_longarm_sim.joints import HOME, JOINTS
+from longarm_edge.frames import pack_frame
 from longarm_wire import images
 from longarm_wire.frame_sizes import Size, size_to_send
 from longarm_wire.images import DEFAULT_JPEG_QUALITY
+from longarm_wire.specs import CameraSpec
 
 QUALITIES = (75, 85, 90, 95)
 REPEATS = 30
@@ -87,7 +89,8 @@ ENCODERS: dict[str, Encoder] = {
 
 def scaled(frame: np.ndarray, size: Size) -> np.ndarray:
     """Returns frame in a size to send, as the edge does it."""
-    return cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
+    raw = pack_frame(CameraSpec("", *size), frame, images.Codec.RAW, DEFAULT_JPEG_QUALITY).data
+    return images.decode(raw, images.Codec.RAW, *size)
 
 
 def through_jpeg(frames: np.ndarray, encode: Encoder, quality: int) -> np.ndarray:
@@ -136,7 +139,10 @@ def sizes_table(film: np.ndarray) -> list[str]:
     for name, box in BOXES.items():
         size = size_to_send((HEIGHT, WIDTH), box)
         sent = [scaled(frame, size) for frames in film for frame in frames]
-        kilobytes = 2 * statistics.mean(len(by_opencv(frame, DEFAULT_JPEG_QUALITY)) for frame in sent) / 1000
+        packed = [
+            pack_frame(CameraSpec("", *size), f, images.Codec.JPEG, DEFAULT_JPEG_QUALITY) for fs in film for f in fs
+        ]
+        kilobytes = 2 * statistics.mean(len(frame.data) for frame in packed) / 1000
         differs = " | "
         if box is not None:
             seen = [padded(frame, box) for frames in film for frame in frames]

@@ -273,6 +273,32 @@ def test_a_robot_that_connects_without_a_word_about_calibration(tmp_path: Path, 
     monkeypatch.setattr(LeKiwiClient, "_is_connected", False)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "fine"),
+    [
+        ((480, 640, 3), "uint8", True),
+        *(((480, 640, 3), kind, False) for kind in ("uint16", "float32", "bool", "int64")),
+        *(
+            (shape, "uint8", False)
+            for shape in ((480, 640), (480, 640, 1), (480, 640, 4), (640, 480, 3), (3, 480, 640))
+        ),
+    ],
+)
+def test_frames_of_other_shapes_and_types_are_refused(tmp_path, monkeypatch, shape, kind: str, fine: bool) -> None:
+    """Cast to bytes, one of 16 bits would be noise, and one of fractions black."""
+    flags = ["--robot.port=/dev/null", f"--robot.calibration_dir={tmp_path}"]
+    robot = make_robot({"type": "so101_follower", "cameras": camera()}, flags, 30)
+    seen = dict.fromkeys(robot.spec.state_names, 0.0) | {"front": np.ones(shape, kind)}
+    monkeypatch.setattr(robot, "_cameras", [])
+    monkeypatch.setattr(robot.lerobot, "get_observation", lambda: seen)
+    if fine:
+        np.testing.assert_array_equal(robot.observe().images["front"], seen["front"])
+        return
+    with pytest.raises(ConnectionError) as caught:
+        robot.observe()
+    assert f"Camera front gave a frame of shape {shape} and type {kind}, not (480, 640, 3)" in str(caught.value)
+
+
 def test_the_step_of_a_reading_is_told_when_no_command_is_on_its_way(tmp_path, monkeypatch) -> None:
     """Told before the turn came, a command would go out in between, and the chunk would leap by a step."""
     robot = make_robot(

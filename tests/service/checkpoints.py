@@ -16,6 +16,10 @@ HEIGHT, WIDTH = 48, 64
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 CHUNK_SIZE = 12
 
+FEATURES = {
+    "observation.state": PolicyFeature(FeatureType.STATE, (len(JOINTS),)),
+    **{key: PolicyFeature(FeatureType.VISUAL, (3, HEIGHT, WIDTH)) for key in CAMERAS},
+}
 SMALL_ACT: dict[str, Any] = {
     "chunk_size": CHUNK_SIZE,
     "n_action_steps": CHUNK_SIZE,
@@ -57,10 +61,7 @@ def save(
 ) -> Path:
     """Saves a policy with its processors, whose statistics are no identity, and returns directory."""
     torch.manual_seed(0)
-    features = inputs or {
-        "observation.state": PolicyFeature(FeatureType.STATE, (len(JOINTS),)),
-        **{key: PolicyFeature(FeatureType.VISUAL, (3, HEIGHT, WIDTH)) for key in CAMERAS},
-    }
+    features = inputs or FEATURES
     config = make_policy_config(
         policy_type,
         input_features=features,

@@ -140,8 +140,8 @@ def fake_spec(**changes: Any) -> PolicySpec:
 
 @dataclass
 class FakeLoader(PolicyLoader):
-    """Loads any name but those beginning with "no" (not found) and "bad" (does not load). While gate is cleared, loads
-    wait in the middle."""
+    """Loads any name but those beginning with "no" (not found), "bad" (does not load) and "torn" (may, the next time).
+    While gate is cleared, loads wait in the middle."""
 
     COMMIT: ClassVar[str] = "c0ffee" + "0" * 34
 
@@ -174,6 +174,8 @@ class FakeLoader(PolicyLoader):
             raise WireError(Reason.POLICY_NOT_FOUND, f"There is no {name!r}.")
         if name.startswith("bad"):
             raise WireError(Reason.POLICY_LOAD_FAILED, f"{name!r} does not load.")
+        if name.startswith("torn"):
+            raise WireError(Reason.POLICY_LOAD_FAILED, f"{name!r} was written to meanwhile.", files="changed")
         if name.startswith("bug"):
             raise RuntimeError(SECRET)
         self.outdated.discard(name)

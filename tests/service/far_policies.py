@@ -1,5 +1,6 @@
 """Policies that do to their process what it is there for: hold it, crash it, lose its device. By name, and by task."""
 
+import mmap
 import os
 import re
 import signal
@@ -51,7 +52,8 @@ class FarPolicy(FakePolicy):
 
 
 class FarLoader(FakeLoader):
-    """Does what the name says. "once PATH" loads as long as there is no such file, and makes it."""
+    """Does what the name says. "once PATH" loads as long as there is no such file, and makes it; "reads PATH"
+    maps a file that somebody cuts short."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +69,10 @@ class FarLoader(FakeLoader):
                 os.kill(os.getpid(), signal.SIGKILL)
             case "crashes":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            case "reads":
+                with Path(path).open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+                    os.truncate(path, 0)
+                    content.read()
             case "once":
                 if Path(path).exists():
                     raise RuntimeError("not twice")

@@ -202,6 +202,8 @@ def test_a_second_signal_ends_it_at_once(process: Process) -> None:
         ("nowhere", exit_codes.CANNOT_START, "POLICY_NOT_FOUND: There is no 'nowhere'."),
         # The network may be back when a supervisor tries again
         ("far/away", exit_codes.FAILED, "HUB_UNREACHABLE: 'far/away': the hub does not answer."),
+        # And a copy be whole
+        ("torn", exit_codes.FAILED, "POLICY_LOAD_FAILED: 'torn' was written to meanwhile."),
     ],
 )
 def test_a_policy_to_preload_that_does_not_load_is_explained(tmp_path: Path, name: str, code: int, words: str) -> None:

@@ -25,7 +25,7 @@ ACT = {
     "config.json": b'{"type": "act"}',
     "policy_preprocessor.json": b'{"steps": []}',
     "policy_postprocessor.json": b'{"steps": []}',
-    "policy_preprocessor_step_0_normalizer_processor.safetensors": b"statistics",
+    "policy_preprocessor_step_0_normalizer_processor.safetensors": bytes(10),
     "model.safetensors": bytes(3_000_000),
     "train_config.json": b"{}",
     "README.md": b"# hello",

@@ -88,6 +88,13 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         ({"horizon": 1e6}, "horizon"),
         ({"num_train_timesteps": 10**9}, "num_train_timesteps"),
         ({"chunk_size": 10_000, "n_action_steps": None}, None),
+        ({"gpt_block_size": 40_000}, "gpt_block_size"),
+        ({"resize_shape": [224, 3000]}, "resize_shape"),
+        ({"resize_shape": ["224", "224"]}, "resize_shape"),
+        ({"resize_shape": [-1, 224]}, "resize_shape"),
+        ({"resize_imgs_with_padding": None, "image_resolution": [224, 224]}, None),
+        ({"empty_cameras": 101}, "empty_cameras"),
+        ({"prefix_length": -1}, None),
     ],
 )
 def test_sizes_that_no_policy_has(changes: dict[str, Any], words: str | None) -> None:
@@ -120,6 +127,8 @@ STEP = {"registry_name": "device_processor", "config": {"device": "cpu"}}
         ([{"registry_name": "x" * 10_000}], "xxx"),
         ([STEP | {"config": None}], "config"),
         ([STEP | {"config": ["cpu"]}], "config"),
+        ([STEP | {"config": {"max_length": 10**9}}], "max_length"),
+        ([STEP | {"config": {"resize_size": [224, 10**6]}}], "resize_size"),
         ([STEP | {"config": {"rename_map": ["a"]}}], "rename_map"),
         ([STEP | {"config": {"rename_map": {"a": ["b"]}}}], "rename_map"),
         *(

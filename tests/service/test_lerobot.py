@@ -282,7 +282,12 @@ def test_what_requests_cannot_carry_is_refused(
         ("policy_preprocessor.json", b'{"name": "p", "steps": [{"registry_name": "no_such"}]}', ["no_such"]),
         ("model.safetensors", None, ["its weights", "model.safetensors"]),
         ("model.safetensors", b"\x08\0\0\0\0\0\0\0garbage!", ["its weights", "SafetensorError"]),
-        ("policy_preprocessor_step_3_normalizer_processor.safetensors", b"garbage", ["its processors"]),
+        (
+            "policy_preprocessor_step_3_normalizer_processor.safetensors",
+            b"\x08\0\0\0\0\0\0\0garbage!",
+            ["its processors"],
+        ),
+        ("model.safetensors", b"garbage!", ["model.safetensors", "Is it whole?"]),
     ],
 )
 def test_a_broken_checkpoint_is_said_to_be_broken_where(
@@ -352,6 +357,6 @@ def test_a_checkpoint_that_does_not_load_is_said_so_over_the_wire(
 ) -> None:
     stub = serve(lambda: LerobotLoader("cpu")).stub
     with failing(Reason.POLICY_LOAD_FAILED, "its weights"):
-        open_session(stub, str(damaged("model.safetensors", b"nothing")), robot=robot_of())
+        open_session(stub, str(damaged("model.safetensors", b"")), robot=robot_of())
     with failing(Reason.POLICY_NOT_FOUND):
         open_session(stub, "/nowhere", robot=robot_of())

@@ -188,6 +188,19 @@ def test_a_load_that_is_killed_is_told_as_such(service: RunningService, name: st
     open_session(service.stub)
 
 
+def test_a_file_that_becomes_shorter_while_it_is_read_ends_that_load_alone(
+    service: RunningService, tmp_path: Path
+) -> None:
+    """Weights are mapped: the kernel ends who reads on (SIGBUS)."""
+    session = open_session(service.stub)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(1 << 16))
+    with failing(Reason.POLICY_LOAD_FAILED, "SIGBUS", "being written? Try again"):
+        open_session(service.stub, f"reads {file}")
+    predict(service, session)
+    open_session(service.stub, "another")
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
     [

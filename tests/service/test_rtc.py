@@ -46,15 +46,21 @@ CAMERAS = ("front", "wrist")
 HEIGHT, WIDTH = 24, 32
 FPS = 30.0
 TASK = "put the cube in the cup"
-SPEC = RobotSpec("test_arm", JOINTS, JOINTS, tuple(CameraSpec(c, HEIGHT, WIDTH) for c in CAMERAS), FPS)
+
+
+def spec_of(cameras: Sequence[str]) -> RobotSpec:
+    return RobotSpec("test_arm", JOINTS, JOINTS, tuple(CameraSpec(c, HEIGHT, WIDTH) for c in cameras), FPS)
+
+
+SPEC = spec_of(CAMERAS)
 # Ticks that pass in each prediction; none in the first, for the arm does not move before the first chunk
 DELAYS = (0, 3, 5, 2, 7, 1)
 QUEUE_THRESHOLD = 12
 
 
-def reading(number: int) -> RobotReading:
+def reading(number: int, cameras: Sequence[str] = CAMERAS) -> RobotReading:
     random = np.random.default_rng(number)
-    frames = {name: random.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for name in CAMERAS}
+    frames = {name: random.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for name in cameras}
     return RobotReading(random.normal(0, 20, len(JOINTS)).astype(np.float32), frames)
 
 
@@ -80,7 +86,9 @@ class LocalChunk:
     model_actions: np.ndarray
 
 
-def run_locally(checkpoint: Path, config: RtcConfig, monkeypatch: pytest.MonkeyPatch) -> list[LocalChunk]:
+def run_locally(
+    checkpoint: Path, config: RtcConfig, cameras: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> list[LocalChunk]:
     """Runs LeRobot's engine on its own thread, with a clock that says that each prediction took its DELAYS."""
     module = lerobot_engine()
     clock = SimpleNamespace(now=100.0)
@@ -99,7 +107,7 @@ def run_locally(checkpoint: Path, config: RtcConfig, monkeypatch: pytest.MonkeyP
     features: dict[str, Any] = {
         "observation.state": {"dtype": "float32", "shape": (len(JOINTS),), "names": list(JOINTS)}
     }
-    for name in CAMERAS:
+    for name in cameras:
         features[f"observation.images.{name}"] = {"dtype": "video", "shape": (HEIGHT, WIDTH, 3), "names": None}
     engine = module.RTCInferenceEngine(
         policy,
@@ -142,7 +150,7 @@ def run_locally(checkpoint: Path, config: RtcConfig, monkeypatch: pytest.MonkeyP
 
     queue.merge = watched_merge
     for number in range(len(DELAYS)):
-        seen = reading(number)
+        seen = reading(number, cameras)
         engine.notify_observation({**dict(zip(JOINTS, seen.state, strict=True)), **seen.images})
         if number == 0:
             engine.resume()
@@ -153,20 +161,23 @@ def run_locally(checkpoint: Path, config: RtcConfig, monkeypatch: pytest.MonkeyP
     return chunks
 
 
-def run_over_the_wire(address: str, checkpoint: Path, config: RtcConfig, expected: Sequence[int]) -> list[LocalChunk]:
+def run_over_the_wire(
+    address: str, checkpoint: Path, config: RtcConfig, cameras: Sequence[str], expected: Sequence[int]
+) -> list[LocalChunk]:
     """Does the same with Longarm's own parts: client, service, prefix and action queue."""
     queue = ActionQueue(AGGREGATE_FUNCTIONS["rtc"], max_action_age=1e9)
     rtc = RealTimeChunking(config, FPS)
     chunks = []
     with PolicyClient(address, Codec.RAW, 90) as client:
-        choice = ClientChoice(str(checkpoint), task=TASK, rtc=config)
-        session = client.open_session(choice, SPEC, timeout=60)
+        masked = tuple(f"observation.images.{name}" for name in CAMERAS if name not in cameras)
+        choice = ClientChoice(str(checkpoint), task=TASK, rtc=config, masked_cameras=masked)
+        session = client.open_session(choice, spec_of(cameras), timeout=60)
         for number, delay in enumerate(DELAYS):
             outlook = queue.outlook()
             prefix = rtc.prefix(outlook.coming, max(0.0, expected[number] - 0.5) / FPS)
             torch.manual_seed(number)
             reply, _, _ = client.predict(
-                session, reading(number), episode=0, tick=outlook.step, timeout=30, rtc_prefix=prefix
+                session, reading(number, cameras), episode=0, tick=outlook.step, timeout=30, rtc_prefix=prefix
             )
             for _ in range(delay):
                 queue.take(0.0)
@@ -193,7 +204,7 @@ def relative(checkpoint: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("schedule", PrefixAttentionSchedule)
-@pytest.mark.parametrize("kind", ["absolute", "relative"])
+@pytest.mark.parametrize(("kind", "cameras"), [("absolute", CAMERAS), ("relative", CAMERAS), ("relative", CAMERAS[:1])])
 def test_the_queue_is_that_of_lerobots_own_engine(
     serve: Serve,
     smolvla_checkpoint: Path,
@@ -201,15 +212,19 @@ def test_the_queue_is_that_of_lerobots_own_engine(
     monkeypatch: pytest.MonkeyPatch,
     schedule: PrefixAttentionSchedule,
     kind: str,
+    cameras: Sequence[str],
 ) -> None:
-    """Same observations, delays and seeds: each queue of a local run, over the network, in both spaces."""
+    """Same observations, delays and seeds: each queue of a local run, over the network, in both spaces.
+
+    Also of a robot without one of the policy's cameras, whose place is masked.
+    """
     checkpoint = smolvla_checkpoint if kind == "absolute" else relative(smolvla_checkpoint, tmp_path / "relative")
     config = RtcConfig(execution_horizon=8, max_guidance_weight=5.0, prefix_attention_schedule=schedule)
-    local = run_locally(checkpoint, config, monkeypatch)
+    local = run_locally(checkpoint, config, cameras, monkeypatch)
     assert [chunk.expected_delay for chunk in local] == [0, 0, 3, 5, 5, 7]
     service = serve(lambda: LerobotLoader("cpu"), obs_queue_timeout=30.0).service
     remote = run_over_the_wire(
-        f"127.0.0.1:{service.port}", checkpoint, config, [chunk.expected_delay for chunk in local]
+        f"127.0.0.1:{service.port}", checkpoint, config, cameras, [chunk.expected_delay for chunk in local]
     )
     for mine, theirs in zip(remote, local, strict=True):
         np.testing.assert_array_equal(mine.model_actions, theirs.model_actions)

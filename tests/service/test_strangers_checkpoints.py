@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.service.checkpoints import FEATURES, SMALL_DIFFUSION, save
 from tests.service.conftest import Serve
 from tests.service.fake_hub import COMMIT, Hub
 from tests.service.fakes import failing, observation, open_session
 from tests.service.test_lerobot import answer, copied, edited, load, robot_of, some_observation
 
+from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import lerobot_loader
 from longarm_service.lerobot_loader import LerobotLoader
+from longarm_service.policy import PolicyChoice
 from longarm_wire.errors import Reason, WireError
 
+HEAD = "model.action_head.weight"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 
 
@@ -206,7 +210,7 @@ def test_pickles_are_not_opened(lerobot: LerobotLoader, act_checkpoint: Path, tm
         torch.save(Pickled(marker), directory / file)
     refused(lerobot, directory, "its weights", "model.safetensors", reason=Reason.POLICY_LOAD_FAILED)
     shutil.copy(directory / "model.pt", directory / "model.safetensors")
-    refused(lerobot, directory, "its weights", reason=Reason.POLICY_LOAD_FAILED)
+    refused(lerobot, directory, "model.safetensors", reason=Reason.POLICY_LOAD_FAILED)
     # Nor where a library of LeRobot's would
     with pytest.raises(Exception, match="weights_only"):
         torch.load(directory / "model.pt", weights_only=False)
@@ -306,7 +310,120 @@ def test_weights_that_are_none_are_said_to_be_so(
     lerobot: LerobotLoader, act_checkpoint: Path, tmp_path: Path, content: bytes
 ) -> None:
     directory = copied(act_checkpoint, tmp_path / "checkpoint", "model.safetensors", content)
-    refused(lerobot, directory, "its weights", reason=Reason.POLICY_LOAD_FAILED)
+    what = "model.safetensors" if b"\xff" in content else "its weights"
+    refused(lerobot, directory, what, reason=Reason.POLICY_LOAD_FAILED)
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "policy_postprocessor_step_0_unnormalizer_processor.safetensors"]
+)
+def test_a_header_that_no_policy_has_is_not_read(
+    lerobot: LerobotLoader, act_checkpoint: Path, tmp_path: Path, file: str
+) -> None:
+    """Of a million names, for which torch's library makes a tensor each."""
+    empty = '"a%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = f"{{{','.join(empty % number for number in range(100_000))}}}".encode()
+    content = len(header).to_bytes(8, "little") + header
+    directory = copied(act_checkpoint, tmp_path / "checkpoint", file, content)
+    refused(lerobot, directory, file, f"found {len(header)}", reason=Reason.POLICY_LOAD_FAILED)
+
+
+SMALL_VQBET: dict[str, Any] = {
+    "n_obs_steps": 1,
+    "crop_shape": None,
+    "spatial_softmax_num_keypoints": 4,
+    "gpt_block_size": 50,
+    **dict.fromkeys(("gpt_input_dim", "gpt_output_dim", "gpt_hidden_dim"), 16),
+    **dict.fromkeys(("gpt_n_layer", "gpt_n_head"), 1),
+    **dict.fromkeys(("vqvae_embedding_dim", "vqvae_enc_hidden_dim"), 8),
+    "pretrained_backbone_weights": None,
+    "use_group_norm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, act_checkpoint: Path, smolvla_checkpoint: Path) -> Any:
+    """One of each type, by its name."""
+    made = {"act": act_checkpoint, "smolvla": smolvla_checkpoint}
+    one_camera = {key: feature for key, feature in FEATURES.items() if "wrist" not in key}
+    for kind, settings in (("vqbet", SMALL_VQBET), ("diffusion", SMALL_DIFFUSION | {"n_obs_steps": 1})):
+        made[kind] = save(kind, tmp_path_factory.mktemp(kind), inputs=one_camera, **settings)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("vqbet", {"gpt_block_size": 40_000}),
+        ("vqbet", {"gpt_block_size": 10_000, "gpt_n_layer": 8}),
+        ("vqbet", {"gpt_input_dim": 10**9}),
+        ("diffusion", {"resize_shape": [10_000, 10_000]}),
+        ("diffusion", {"resize_shape": ["40000", "40000"]}),
+        ("smolvla", {"resize_imgs_with_padding": [40_000, 40_000]}),
+        ("smolvla", {"empty_cameras": 10**9}),
+        ("smolvla", {"prefix_length": 40_000}),
+        ("smolvla", {"tokenizer_max_length": 10**9}),
+    ],
+)
+def test_what_is_no_weight_does_not_take_the_memory_either(
+    lerobot: LerobotLoader, checkpoints: dict[str, Path], tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    """Masks and tables of a policy, frames that it resizes or adds, and what it fills up with."""
+    assert load(lerobot, checkpoints[kind]).spec.policy_type == kind
+    before = peak_bytes()
+    refused(lerobot, edited(checkpoints[kind], tmp_path / "edited", **changes), reason=Reason.POLICY_LOAD_FAILED)
+    assert peak_bytes() - before < 3 << 30
+
+
+@pytest.mark.parametrize(
+    ("saved", "allowed"),
+    [
+        *((dtype, True) for dtype in (torch.float64, torch.float16, torch.bfloat16)),
+        *((dtype, False) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz)),
+        *((dtype, False) for dtype in (torch.int32, torch.uint8, torch.bool, torch.complex64)),
+    ],
+)
+def test_weights_of_a_type_that_does_not_become_theirs_are_refused(
+    lerobot: LerobotLoader, act_checkpoint: Path, tmp_path: Path, saved: torch.dtype, allowed: bool
+) -> None:
+    """Torch takes any for any, and the arm would move by what is left of them."""
+    weights = load_file(act_checkpoint / "model.safetensors")
+    save_file(weights | {HEAD: weights[HEAD].to(saved)}, tmp_path / "changed.safetensors")
+    content = (tmp_path / "changed.safetensors").read_bytes()
+    directory = copied(act_checkpoint, tmp_path / "checkpoint", "model.safetensors", content)
+    if allowed:
+        assert load(lerobot, directory).spec.policy_type == "act"
+    else:
+        refused(lerobot, directory, HEAD, str(saved), "torch.float32", reason=Reason.POLICY_LOAD_FAILED)
+
+
+@pytest.mark.parametrize("kind", ["act", "smolvla", "vqbet"])
+def test_what_becomes_of_the_files_after_a_load_is_nothing_to_the_policy(
+    lerobot: LerobotLoader, checkpoints: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """Files that are mapped and become shorter end whoever reads on."""
+    directory = Path(shutil.copytree(checkpoints[kind], tmp_path / "checkpoint"))
+    policy = load(lerobot, directory)
+    assert str(directory) not in Path("/proc/self/maps").read_text()
+    for file in directory.glob("*.safetensors"):
+        os.truncate(file, 0)
+    seen = some_observation(cameras=tuple(policy.spec.cameras))
+    assert np.isfinite(answer(policy, seen)).all()
+
+
+@pytest.mark.parametrize("change", [lambda file: os.truncate(file, 1000), lambda file: file.write_bytes(b"2" * 3000)])
+def test_a_checkpoint_that_is_written_to_while_it_is_loaded_is_neither_the_old_nor_the_new(
+    lerobot: LerobotLoader, act_checkpoint: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    directory = Path(shutil.copytree(act_checkpoint, tmp_path / "checkpoint"))
+
+    def report(progress: pb.Progress) -> None:
+        if progress.stage == pb.PROGRESS_STAGE_WARMING_UP and not progress.fraction:
+            change(directory / "model.safetensors")
+
+    with pytest.raises(WireError, match="written to while it was loaded") as caught:
+        lerobot.load(PolicyChoice(str(directory)), report)
+    assert caught.value.reason is Reason.POLICY_LOAD_FAILED
 
 
 def test_weights_that_are_a_pipe_are_not_waited_for(

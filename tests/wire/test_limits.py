@@ -1,5 +1,7 @@
 """Message limits have room for what a session sends, and are finite."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -20,17 +22,22 @@ def test_a_session_may_send_no_more_than_the_service_accepts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "quality"), [(images.Codec.RAW, 90), (images.Codec.PNG, 90), (images.Codec.JPEG, 100)]
+    ("codec", "options"),
+    [
+        (images.Codec.RAW, {}),
+        (images.Codec.PNG, {}),
+        (images.Codec.JPEG, {"quality": 100}),
+        (images.Codec.JPEG, {"quality": 100, "whole_colours": True}),
+    ],
 )
-def test_the_worst_frames_fit(codec: images.Codec, quality: int) -> None:
+def test_the_worst_frames_fit(codec: images.Codec, options: dict[str, Any]) -> None:
     cameras = [CameraSpec(name, 480, 640) for name in ("front", "wrist")]
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     request = pb.PredictChunkRequest(
         session_id="x" * 36,
         state=tensors.pack(np.zeros(100)),
         images=[
-            pb.Image(camera=c.name, height=480, width=640, data=images.encode(noise, codec, quality=quality))
-            for c in cameras
+            pb.Image(camera=c.name, height=480, width=640, data=images.encode(noise, codec, **options)) for c in cameras
         ],
         task="Put the cube into the bin. " * 100,
         rtc_prefix=pb.RtcPrefix(

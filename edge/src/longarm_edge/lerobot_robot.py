@@ -187,11 +187,14 @@ class LeRobotRobot:
                 step = next_step()
                 raw = self._robot.get_observation()
         self._check_complete(raw, (*self.spec.state_names, *(c.name for c in self.spec.cameras)))
-        images = {camera.name: np.asarray(raw[camera.name], np.uint8) for camera in self.spec.cameras}
+        images = {camera.name: np.asarray(raw[camera.name]) for camera in self.spec.cameras}
         for spec in self.spec.cameras:
-            # What is of another size would have to be squeezed into the one that is agreed with the policy
-            if (found := images[spec.name].shape) != (*spec.size, 3):
-                raise ConnectionError(f"Camera {spec.name} gave a frame of shape {found}, not {(*spec.size, 3)}")
+            # What is of another size would have to be squeezed into the one that is agreed with the policy, and how
+            # bright other values than bytes are nobody knows
+            found = images[spec.name]
+            if found.shape != (*spec.size, 3) or found.dtype != np.uint8:
+                what = f"a frame of shape {found.shape} and type {found.dtype}, not {(*spec.size, 3)} and uint8"
+                raise ConnectionError(f"Camera {spec.name} gave {what}")
         return RobotReading(self._state(raw), images, step=step)
 
     def read_state(self) -> np.ndarray:

@@ -158,7 +158,10 @@ class Service:
             for name in self._settings.preload:
                 self._preloaded[name] = await self._borrow(name)
         except WireError as error:
-            passing = error.reason in (Reason.HUB_UNREACHABLE, Reason.INTERNAL) or "process" in error.metadata
+            passing = (
+                error.reason in (Reason.HUB_UNREACHABLE, Reason.INTERNAL)
+                or {"process", "files"} & error.metadata.keys()
+            )
             raise StartupError(f"{error.reason}: {error.message}", final=not passing) from error
         await self._set_state("ready")
         host = self._settings.host

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longarm_service import hub
-from longarm_service.inspection import opened, read_json
+from longarm_service.inspection import check_header, opened, read_json
 from longarm_service.policy import Report, is_directory
 from longarm_wire.errors import Reason, WireError
 
@@ -103,6 +103,28 @@ def as_judged(found: Checkpoint) -> Iterator[Checkpoint]:
         yield replace(found, read_from=Path(place))
 
 
+@contextlib.contextmanager
+def unchanged(found: Checkpoint) -> Iterator[str]:
+    """Gives the digest of found, and raises WireError(POLICY_LOAD_FAILED) where it is another in the end.
+
+    What was read while somebody wrote is neither the one checkpoint nor the other, whatever else went wrong with it.
+    """
+    before = digest(found.directory)
+    try:
+        yield before
+    finally:
+        after = ""
+        with contextlib.suppress(OSError, ValueError):  # in the middle of being replaced
+            after = digest(found.directory)
+        if after != before:
+            raise WireError(
+                Reason.POLICY_LOAD_FAILED,
+                f"The files of the checkpoint {found.name!r} were written to while it was loaded. Try again when they "
+                "are whole.",
+                files="changed",
+            )
+
+
 def clear_up_after(pid: int) -> None:
     """Removes what as_judged has left behind in a process that was ended in the middle of it."""
     for place in Path(tempfile.gettempdir()).glob(f"{_prefix(pid)}*"):
@@ -144,7 +166,7 @@ def _opened(name: str, directory: Path, commit: str) -> Checkpoint:
 
 
 def _check_readable(directory: Path, name: str) -> None:
-    """Raises where safetensors would call a file missing that it may not read, or wait for a pipe."""
+    """Raises where safetensors would call a file missing that it may not read, wait for a pipe, or read for minutes."""
     for path in [directory, *directory.glob("*.json"), *directory.glob("*.safetensors")]:
         if not os.access(path, os.R_OK):
             raise WireError(
@@ -156,6 +178,8 @@ def _check_readable(directory: Path, name: str) -> None:
             raise WireError(
                 Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has something else than a file: {path}"
             )
+        if path.suffix == ".safetensors":
+            check_header(path, name)
 
 
 def _read(directory: Path, file: str, name: str) -> dict[str, Any]:

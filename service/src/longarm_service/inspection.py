@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,17 +16,37 @@ from longarm_wire.errors import Reason, WireError
 
 # LeRobot's own are a few kB; some hold the configuration of a base model
 MAX_JSON_BYTES = 16 << 20
+# What says where in a .safetensors the tensors are: a tenth of it in the largest policies. Of a longer one torch's
+# library makes a tensor for each of its names before anybody can count them, for half a minute
+MAX_HEADER_BYTES = 4 << 20
 MAX_STEPS = 100
 MAX_FEATURES = 100
 # Values of all inputs together: sixteen frames of 1280x720 in three colours
 MAX_INPUT_VALUES = 16 * 1280 * 720 * 3
-# Actions of a chunk, steps of denoising: LeRobot fills tables of this length in Python
+# Actions of a chunk, steps of denoising, tokens: LeRobot fills tables and lists of this length
 MAX_LENGTH = 10_000
-LENGTHS = (
-    *("chunk_size", "horizon", "action_horizon", "max_action_horizon", "n_action_steps", "n_obs_steps"),
-    *("num_steps", "num_inference_steps", "num_denoising_steps", "num_inference_timesteps", "num_integration_steps"),
-    *("num_train_timesteps", "action_chunk_size", "n_action_pred_token"),
-)
+# Each is as large as a frame
+MAX_VIEWS = 100
+# Pixels; what policies resize frames to is smaller
+MAX_SIDE = 2048
+# What LeRobot makes as large as it is told, before or after it has weights to compare that with. Each may be a list
+LIMITS: Mapping[str, int] = {
+    **dict.fromkeys(("chunk_size", "horizon", "n_action_steps", "n_obs_steps", "action_chunk_size"), MAX_LENGTH),
+    **dict.fromkeys(("action_horizon", "max_action_horizon", "valid_action_horizon", "state_horizon"), MAX_LENGTH),
+    **dict.fromkeys(("num_steps", "num_inference_steps", "num_denoising_steps", "num_denoise_steps"), MAX_LENGTH),
+    **dict.fromkeys(("num_inference_timesteps", "num_integration_steps", "num_train_timesteps"), MAX_LENGTH),
+    **dict.fromkeys(("n_action_pred_token", "max_action_tokens", "max_decoding_steps", "num_state_tokens"), MAX_LENGTH),
+    **dict.fromkeys(("tokenizer_max_length", "tokenizer_max_len", "max_text_length", "context_len"), MAX_LENGTH),
+    **dict.fromkeys(("max_length", "max_sequence_length", "prefix_length", "gpt_block_size"), MAX_LENGTH),
+    **dict.fromkeys(("num_action_tokens_per_timestep", "num_embodied_action_tokens_per_instruction"), MAX_LENGTH),
+    **dict.fromkeys(("empty_cameras", "max_views", "num_image_views", "num_video_frames", "video_horizon"), MAX_VIEWS),
+    **dict.fromkeys(("resize_shape", "crop_shape", "image_resize_shape", "image_crop_shape"), MAX_SIDE),
+    **dict.fromkeys(("image_resolution", "resize_imgs_with_padding", "resize_images_to", "image_size"), MAX_SIDE),
+    **dict.fromkeys(("resize_size", "image_crop_size", "image_target_size", "shortest_image_edge"), MAX_SIDE),
+    "image_min_pixels": MAX_SIDE**2,
+}
+# Where -1 stands for none
+MAY_BE_MINUS_ONE = frozenset({"prefix_length"})
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -72,6 +92,20 @@ def opened(path: Path) -> BinaryIO:
     return file
 
 
+def check_header(path: Path, name: str) -> None:
+    """Raises WireError(POLICY_LOAD_FAILED) where the header of a .safetensors is longer than any policy's."""
+    try:
+        with opened(path) as file:
+            said = file.read(8)
+    except (OSError, ValueError) as error:
+        raise _broken(name, path.name, str(error)) from error
+    # One that is cut off here is for torch's library to refuse
+    size = int.from_bytes(said, "little")
+    if size > MAX_HEADER_BYTES:
+        why = f"expected a header of at most {MAX_HEADER_BYTES} bytes, found {size}. Is it whole?"
+        raise WireError(Reason.POLICY_LOAD_FAILED, f"The checkpoint {name!r} has a broken {path.name}: {why}")
+
+
 def check_configuration(config: dict[str, Any], name: str) -> None:
     """Raises WireError(POLICY_LOAD_FAILED) where config.json says sizes that no policy has."""
     file = "config.json"
@@ -90,11 +124,7 @@ def check_configuration(config: dict[str, Any], name: str) -> None:
             values += math.prod(shape)
     if values > MAX_INPUT_VALUES:
         raise _broken(name, file, f"expected features of at most {MAX_INPUT_VALUES} values together, found {values}")
-    for key in LENGTHS:
-        length = config.get(key)
-        # LeRobot makes a number of a string that looks like one
-        if length is not None and not (isinstance(length, (int, float)) and 0 <= length <= MAX_LENGTH):
-            raise _broken(name, file, f"expected {key} to be a number from 0 to {MAX_LENGTH}, found {length!r:.80}")
+    _check_limits(config, file, name)
 
 
 def check_processor(content: dict[str, Any], file: str, name: str, registered: Collection[str], trusted: bool) -> None:
@@ -134,6 +164,7 @@ def _check_step(
     config = step.get("config", {})
     if not isinstance(config, dict):
         raise _broken(name, file, f"expected the config of {which} to be an object")
+    _check_limits(config, file, name)
     renames = config.get("rename_map") or {}
     if not isinstance(renames, dict) or not all(isinstance(new, str) for new in renames.values()):
         raise _broken(name, file, f"expected the rename_map of {which} to lead from names to names")
@@ -142,6 +173,16 @@ def _check_step(
         raise _broken(
             name, file, f"expected the state_file of {which} to be a .safetensors beside it, found {state!r:.80}"
         )
+
+
+def _check_limits(settings: dict[str, Any], file: str, name: str) -> None:
+    for key, most in LIMITS.items():
+        value = settings.get(key)
+        least = -1 if key in MAY_BE_MINUS_ONE else 0
+        for number in value if isinstance(value, list) else [value]:
+            # LeRobot makes a number of a string that looks like one, and refuses what else is none
+            if isinstance(number, str) or (isinstance(number, (int, float)) and not least <= number <= most):
+                raise _broken(name, file, f"expected {key} to be a number from {least} to {most}, found {value!r:.80}")
 
 
 def _is_plain(state: object) -> bool:

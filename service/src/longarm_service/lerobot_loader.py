@@ -102,8 +102,13 @@ class LerobotLoader(PolicyLoader):
         device = _checked_device(choice.device or self.device)
         dtype = _checked_dtype(choice.dtype or self.dtype)
         found = self._find(choice, report)
-        with checkpoints.as_judged(found) as judged, lerobot_trust.remote_code(found.exact_name in self._trusted):
-            return self._loaded(judged, device, dtype, report)
+        trusted = found.exact_name in self._trusted
+        with (
+            checkpoints.as_judged(found) as judged,
+            checkpoints.unchanged(found) as digest,
+            lerobot_trust.remote_code(trusted),
+        ):
+            return self._loaded(judged, digest, device, dtype, report)
 
     def _find(self, choice: PolicyChoice, report: Report) -> Checkpoint:
         def judge(found: Checkpoint) -> None:
@@ -112,7 +117,9 @@ class LerobotLoader(PolicyLoader):
 
         return checkpoints.find(choice.pretrained_name_or_path, choice.revision, report, judge)
 
-    def _loaded(self, found: Checkpoint, device: str, dtype: torch.dtype | None, report: Report) -> LerobotPolicy:
+    def _loaded(
+        self, found: Checkpoint, digest: str, device: str, dtype: torch.dtype | None, report: Report
+    ) -> LerobotPolicy:
         report(pb.Progress(stage=pb.PROGRESS_STAGE_LOADING, message=f"Loading {found.policy_type} onto {device}"))
         config = _attempt(found, "its config.json", lambda: PreTrainedConfig.from_pretrained(found.read_from))
         config.device = device
@@ -163,7 +170,7 @@ class LerobotLoader(PolicyLoader):
                 temporal_ensemble_coeff=getattr(config, "temporal_ensemble_coeff", None),
                 masks_missing_cameras=found.policy_type in MASKS_MISSING_CAMERAS,
             ),
-            fingerprint=Fingerprint(found.policy_type, found.name, found.revision, checkpoints.digest(found.directory)),
+            fingerprint=Fingerprint(found.policy_type, found.name, found.revision, digest),
             saved_renames=renames,
             model=model,
             make_processors=make_processors,

@@ -30,6 +30,8 @@ class Pipelines:
             # The rename step stays as it was saved: observations are fed under the names that it expects
             preprocessor_overrides={DEVICE_STEP: {"device": str(device)}} if DEVICE_STEP in steps else {},
         )
+        # Their state lies in files that are mapped: one that is cut short later would end the process at the next copy
+        self._pair = self.copied()
 
     def copied(self) -> Pair:
         """Returns a pair with a memory of its own and the wires between the two.

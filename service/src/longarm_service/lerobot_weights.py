@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ from typing import Any
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
+
+from longarm_service.lerobot_sizes import no_larger_than
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +21,8 @@ UNUSED_SUFFIX = ".num_batches_tracked"
 # What torch.compile adds to the names of a module's tensors
 COMPILED_PART = "_orig_mod."
 LEROBOT_POLICIES = "lerobot.policies."
-# Weights that building a policy may take: some build a base model whole and leave layers out, and the smallest tensors
-# have two bytes a value
-VALUES_PER_BYTE = 2
-VALUES_TO_SPARE = 1 << 28
-# Ten times those of the largest policies
-MOST_TENSORS = 20_000
+# The least of a floating number that stands for itself
+FLOAT_BYTES = 2
 
 
 class IncompleteWeightsError(Exception):
@@ -50,11 +46,16 @@ class _Loading:
         policy.register_load_state_dict_pre_hook(self._begin)
         policy.register_load_state_dict_post_hook(self._end)
 
-    def _begin(self, _: torch.nn.Module, state: dict[str, Any], *arguments: Any) -> None:
+    def _begin(self, policy: torch.nn.Module, state: dict[str, Any], *arguments: Any) -> None:
         self._errors = arguments[-1]
         # A policy that was compiled when it was saved; here it is not
         for name in [name for name in state if COMPILED_PART in name]:
             state[name.replace(COMPILED_PART, "")] = state.pop(name)
+        self._errors += [
+            f"{name} holds values of type {state[name].dtype}, which do not become {own.dtype}"
+            for name, own in policy.state_dict().items()
+            if name in state and not _means_the_same(state[name].dtype, own.dtype)
+        ]
 
     def _end(self, _: torch.nn.Module, keys: Any) -> None:
         # Copies: a strict load goes on to add names that are too many, which do no harm
@@ -69,13 +70,13 @@ def load_whole(policy_class: type[PreTrainedPolicy], directory: Path, config: Pr
     another one, tied to it, is not missing.
 
     Raises:
-      IncompleteWeightsError: Weights are missing or do not fit, or none were loaded at all, or the configuration is of
-        a policy far larger than its weights.
+      IncompleteWeightsError: Weights are missing or do not fit, or none were loaded at all.
+      TooLargeError: The configuration is of a policy far larger than its weights.
     """
     loading = _Loading()
     lerobots = policy_class.__module__.startswith(LEROBOT_POLICIES)
     try:
-        with _no_larger_than(directory) if lerobots else contextlib.nullcontext():
+        with no_larger_than(directory) if lerobots else contextlib.nullcontext():
             policy = _watched(policy_class, loading).from_pretrained(str(directory), config=config)
     except RuntimeError as error:
         if loading.errors:
@@ -95,34 +96,6 @@ def load_whole(policy_class: type[PreTrainedPolicy], directory: Path, config: Pr
     return policy
 
 
-@contextlib.contextmanager
-def _no_larger_than(directory: Path) -> Iterator[None]:
-    """Ends the building of a policy that grows far beyond its weights, before its memory is touched.
-
-    A configuration may say any size, and the machine's memory is everybody's.
-    """
-    size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    most = VALUES_PER_BYTE * size + VALUES_TO_SPARE
-    builder, tensors, taken = threading.get_ident(), 0, 0
-
-    def count(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter | None) -> None:
-        nonlocal tensors, taken
-        if parameter is not None and threading.get_ident() == builder:
-            tensors += 1
-            taken += parameter.numel()
-            if taken > most or tensors > MOST_TENSORS:
-                raise IncompleteWeightsError(
-                    f"The config.json describes a policy of at least {taken} weights in {tensors} tensors, and the "
-                    f".safetensors files have {size} bytes."
-                )
-
-    registration = torch.nn.modules.module.register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        registration.remove()
-
-
 def _watched(policy_class: type[PreTrainedPolicy], loading: _Loading) -> type[PreTrainedPolicy]:
     """Returns policy_class with policies that loading watches from their first moment."""
 
@@ -132,6 +105,18 @@ def _watched(policy_class: type[PreTrainedPolicy], loading: _Loading) -> type[Pr
 
     parts = {"__init__": build, "__module__": policy_class.__module__, "__doc__": policy_class.__doc__}
     return type(policy_class.__name__, (policy_class,), parts)
+
+
+def _means_the_same(saved: torch.dtype, own: torch.dtype) -> bool:
+    """Returns whether values survive to be cast. Torch casts anything to anything.
+
+    Floating numbers of fewer bits mean nothing without a scale, which LeRobot does not look for.
+    """
+    if saved == own:
+        return True
+    if own.is_floating_point:
+        return bool(saved.is_floating_point and saved.itemsize >= FLOAT_BYTES)
+    return not saved.is_floating_point and not saved.is_complex
 
 
 def _without_tied(policy: PreTrainedPolicy, missing: list[str]) -> list[str]:

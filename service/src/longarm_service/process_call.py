@@ -186,6 +186,11 @@ def _fate(status: int | None) -> str:
             "Its process was killed (SIGKILL), as the kernel does where memory runs out. Give the machine or container "
             "more memory, or the service fewer or smaller policies (max_loaded_policies, dtype)."
         )
+    if status == -signal.SIGBUS:
+        return (
+            "Its process crashed (SIGBUS), as where a file becomes shorter while it is read. Were the files of the "
+            "checkpoint being written? Try again when they are whole."
+        )
     if status == EXIT_DEVICE_FAILED:
         return "Its device failed, and its process ended. The service's log says how."
     if status is not None and status < 0:
