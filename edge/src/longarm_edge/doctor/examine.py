@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from longarm_edge import __version__
+from longarm_edge import __version__, pose_file
 from longarm_edge.as_configured import remark
 from longarm_edge.doctor.advise import NO_IDLE, Packing, recommend
 from longarm_edge.doctor.findings import Finding, Steps, Verdict, worst
@@ -82,6 +82,11 @@ class Examination:
         yield from first
         if worst(first) is Verdict.FAILED:
             yield Finding("robot", Verdict.SKIPPED, "not connected: mend what is above first")
+            return False
+        path = self.settings.safety.pose_file
+        if path is not None and pose_file.is_claimed(path):
+            found = f"not connected: a run has it: it keeps {path} (safety.pose_file)"
+            yield Finding("robot", Verdict.WARNING, found, "Stop that run to have the robot looked at")
             return False
         stack.callback(robot.disconnect, torque=True)
         try:
