@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Refusals of a session that another try may get past
 PASSING_REASONS = frozenset({Reason.TOO_MANY_SESSIONS, Reason.SHUTTING_DOWN, Reason.HUB_UNREACHABLE})
+# gRPC's own, in seconds
+LONGEST_CONNECT = 20.0
 SERVER_STAGES = ("queue", "decode", "preprocess", "predict", "postprocess")
 
 
@@ -133,7 +135,15 @@ class Reply:
 class PolicyClient:
     """Talks to one policy service. Not thread-safe: one thread, one request in flight."""
 
-    def __init__(self, address: str, codec: images.Codec, jpeg_quality: int, *, name: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        codec: images.Codec,
+        jpeg_quality: int,
+        *,
+        name: str = "",
+        connect_timeout: float = LONGEST_CONNECT,
+    ) -> None:
         """Dials lazily: nothing is sent before the first call.
 
         Args:
@@ -141,13 +151,15 @@ class PolicyClient:
           codec: How frames travel.
           jpeg_quality: 1 to 100.
           name: Where address leads to, for messages; address itself by default.
+          connect_timeout: Seconds after which an attempt to connect is given up: what takes it may never say a word.
         """
         self.address = address
         self.name = name or address
         self._codec = codec
         self._jpeg_quality = jpeg_quality
         self._encoders = ThreadPoolExecutor(thread_name_prefix="encode")
-        self._channel = _dial(address)
+        self._connect_timeout = min(connect_timeout, LONGEST_CONNECT)
+        self._channel = _dial(address, self._connect_timeout)
         self._stub = PolicyServiceStub(self._channel)
         self._sequence = 0
 
@@ -296,7 +308,7 @@ class PolicyClient:
     def redial(self) -> None:
         """Drops the connection. A dead link can look alive for minutes; a new connection finds out at once."""
         self._channel.close()
-        self._channel = _dial(self.address)
+        self._channel = _dial(self.address, self._connect_timeout)
         self._stub = PolicyServiceStub(self._channel)
 
     def abort(self) -> None:
@@ -320,7 +332,7 @@ class PolicyClient:
         return pack_frame(camera, reading.images[camera.name], self._codec, self._jpeg_quality)
 
 
-def _dial(address: str) -> grpc.Channel:
+def _dial(address: str, connect_timeout: float) -> grpc.Channel:
     return grpc.insecure_channel(
         address,
         options=[
@@ -334,6 +346,8 @@ def _dial(address: str) -> grpc.Channel:
             ("grpc.http2.max_pings_without_data", 0),
             # Its own connection: a closed channel must not leave a dead one behind for the next
             ("grpc.use_local_subchannel_pool", 1),
+            # Not what its name says: how long an attempt may take
+            ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000)),
             ("grpc.initial_reconnect_backoff_ms", 100),
             # Never longer: a tunnel that is up again must not be waited for, and to ask on this machine costs nothing
             ("grpc.max_reconnect_backoff_ms", 100),

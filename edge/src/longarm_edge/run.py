@@ -186,7 +186,13 @@ class Run:
         self._watchers.start(stack)
         address = self._open_tunnel(stack)
         name = self.tunnel.leads_to if self.tunnel is not None else ""
-        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality, name=name)
+        client = PolicyClient(
+            address,
+            settings.image_codec,
+            settings.jpeg_quality,
+            name=name,
+            connect_timeout=settings.connect_timeout,
+        )
         stack.callback(client.close)
         session = self._open_session(client, signals)
         logger.info(
