@@ -220,7 +220,7 @@ def test_a_robot_that_a_run_has_is_left_alone(examine, arm, monkeypatch, tmp_pat
     checks, findings, _ = examine(safety={"pose_file": path})
     os.close(held)
     assert checks["robot"].verdict is Verdict.WARNING
-    assert f"a run has it: it keeps {path}" in checks["robot"].found
+    assert f"a run has it, and keeps {path}" in checks["robot"].found
     assert checks["policy"].verdict is Verdict.OK
     assert checks["measurements"].verdict is Verdict.SKIPPED
     assert exit_code(findings) == exit_codes.WARNINGS

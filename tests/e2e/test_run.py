@@ -1,5 +1,6 @@
 """The edge against a real service over real gRPC: what happens when all is well, and when something is not."""
 
+import itertools
 import os
 import signal
 import time
@@ -21,7 +22,7 @@ from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import PolicySpec
 from tests.e2e.conftest import JOINTS, EdgeRun, until
-from tests.servos import Servos
+from tests.servos import GOAL, Servos
 
 
 def executed(run: Run) -> int:
@@ -311,6 +312,9 @@ def test_a_robot_that_takes_no_command_is_left_by_rule(edge, arm, error: type[Ex
     assert arm.torque
 
 
+STEPS_A_DEGREE = 4096 / 360
+
+
 def servos_run(service, servos: Servos, tmp_path, robot: dict[str, object], **settings: object) -> EdgeRun:
     """Returns a run of LeRobot's own so101_follower, whose policy moves the first joint."""
     service.script.spec = PolicySpec("scripted", 6, 6, {}, chunk_size=30)
@@ -338,6 +342,12 @@ def test_a_bus_that_is_silent_for_a_while_ends_no_run(service, tmp_path, robot: 
         result = e.go(silence)
         assert (result.exit_code, result.reason) == (exit_codes.DONE, "stopped by SIGINT")
         assert servos.torque == {True}
+        goals = [
+            int.from_bytes(values, "little")
+            for servo, address, values in servos.writes
+            if (servo, address) == (1, GOAL)
+        ]
+        assert max(abs(after - before) for before, after in itertools.pairwise(goals)) < 2.5 * STEPS_A_DEGREE, goals
 
 
 def test_a_bus_that_stays_silent_ends_a_run_that_reads_before_each_command(service, tmp_path) -> None:

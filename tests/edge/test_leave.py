@@ -150,7 +150,7 @@ def test_a_robot_that_hangs_is_given_up_and_what_is_known_of_it_is_said(arm) -> 
     assert done.returncode == exit_codes.FAILED
     words = " ".join(done.stderr.split())
     assert "the robot has not answered for 4 s. Its motors go on with the last command that reached them" in words
-    assert re.search(r"Last seen at shoulder_pan.pos \S+, shoulder_lift.pos", words), words
+    assert re.search(r"It was last seen at shoulder_pan.pos \S+, shoulder_lift.pos", words), words
     assert f"run `longarm-edge leave` again: {arm.pose_file} (safety.pose_file) still has the pose" in words
     assert arm.pose_file.exists(), "the arm was not left by rule"
 

@@ -148,6 +148,7 @@ class ControlLoop:
         try:
             self.robot.send(command, sent)
         except UnheardError:
+            sent()  # the plan goes on from the next action all the same
             now = self.clock.now()
             self._unheard_since = min(self._unheard_since, now)
             if now - self._unheard_since > self.motion.safety.max_offline:

@@ -131,14 +131,16 @@ class _ByRule:
             self._connect()
 
             def look() -> np.ndarray:
-                return patiently(lambda: measured_pose(robot, motion.kinds))
+                pose = patiently(lambda: measured_pose(robot, motion.kinds))
+                self._progress()
+                return pose
 
             # It may be on its way to where that run sent it
             now_at, _ = standing(look, motion.safety.rest_tolerance, self._clock)
             if motion.safety.on_stop is StopRule.REST:
                 start_pose = pose_file.read(self._path, robot.spec.action_names)
         except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
-            troubles.append(str(error))
+            troubles.append(str(error) or type(error).__name__)
             if motion.safety.on_stop is StopRule.REST:
                 # Without a way back there is torque alone to decide on
                 motion = replace(motion, safety=motion.safety.model_copy(update={"on_stop": StopRule.HOLD}))
@@ -169,13 +171,10 @@ class _ByRule:
 
     def _last_word(self) -> str:
         """Returns what is known of an arm that is given up on, and what to do."""
-        seen = self._leaving.seen if self._leaving is not None else None
-        names = self._robot.spec.action_names
-        pose = (
-            ""
-            if seen is None
-            else f"Last seen at {', '.join(f'{n} {v:.4g}' for n, v in zip(names, seen, strict=True))}. "
-        )
+        pose = ""
+        if self._leaving is not None and self._leaving.seen is not None:
+            seen = zip(self._robot.spec.action_names, self._leaving.seen, strict=True)
+            pose = f"It was last seen at {', '.join(f'{name} {value:.4g}' for name, value in seen)}. "
         return (
             f"{outlook(self._motion, self._leaving)} {pose}Check its power and its cable, then run "
             f"`longarm-edge leave` again: {self._path} (safety.pose_file) still has the pose in which the run began."

@@ -86,7 +86,7 @@ class Examination:
             return False
         path = self.settings.safety.pose_file
         if path is not None and pose_file.is_claimed(path):
-            found = f"not connected: a run has it: it keeps {path} (safety.pose_file)"
+            found = f"a run has it, and keeps {path} (safety.pose_file): not connected"
             yield Finding("robot", Verdict.WARNING, found, "Stop that run to have the robot looked at")
             return False
         stack.callback(robot.disconnect, torque=True)
