@@ -11,9 +11,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
@@ -73,7 +75,6 @@ class Bench:
 
     def run(self, meanwhile: Callable[[Run], None], **overrides: Any) -> RunResult:
         """Runs until meanwhile is over, and then by a signal."""
-        run = Run(self.settings(**overrides), self.robot(), Console(quiet=True), MonotonicClock())
 
         def end(run: Run) -> None:
             try:
@@ -82,7 +83,12 @@ class Bench:
             finally:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        return EdgeRun(run).go(end)
+        return self.start(end, **overrides)
+
+    def start(self, meanwhile: Callable[[Run], None] = lambda _: None, **overrides: Any) -> RunResult:
+        """Runs until it ends by itself."""
+        run = Run(self.settings(**overrides), self.robot(), Console(quiet=True), MonotonicClock())
+        return EdgeRun(run).go(meanwhile)
 
     def streams(self, more: int = CHUNK) -> None:
         """Returns when so many more actions were executed."""
@@ -338,6 +344,48 @@ def test_lost_camera(bench: Bench, rule: str) -> None:
         bench.moved_steadily()
     else:
         assert all(bus.torque is (bench.kind == "wheels only") for bus in bench.hardware.buses.values())
+
+
+@pytest.mark.parametrize("fault", ["does not connect", "gives nothing", "hangs"])
+def test_no_camera_at_the_start(bench: Bench, monkeypatch, fault: str) -> None:
+    """What a killed run left driving drove on for as long as nobody mended the camera."""
+    camera = bench.hardware.camera
+    wheels = [bus.wheels for bus in bench.hardware.buses.values()]
+    for speeds in wheels:
+        speeds.update(dict.fromkeys(speeds, 0.5))
+    monkeypatch.setattr("longarm_edge.lerobot_cameras.CONNECT_SECONDS", 0.5)
+    if fault == "does not connect":
+        monkeypatch.setattr(type(camera), "connect", lambda _: camera.wait.pass_by())
+    elif fault == "gives nothing":
+        monkeypatch.setattr(type(camera), "read_latest", Mock(side_effect=ConnectionError("no frame")))
+
+    def stopped(_: Run) -> None:
+        if fault == "hangs":
+            until(lambda: camera.is_connected and not bench.hardware.driving, "stopped")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with camera.wait.hanging() if fault != "gives nothing" else nullcontext():
+        result = bench.start(stopped)
+    assert not bench.hardware.driving
+    if fault == "hangs":
+        assert result.exit_code == exit_codes.INTERRUPTED
+    else:
+        assert result.exit_code == exit_codes.FAILED
+        assert result.reason.startswith("Camera front gives no frame: ")
+    if fault == "does not connect":
+        assert all(not bus.torque_log for bus in bench.hardware.buses.values()), "no motor is configured for nothing"
+    else:
+        assert bench.holds()
+
+
+def test_a_bus_that_does_not_connect(bench: Bench, monkeypatch) -> None:
+    """Nobody could say a word to what drives, and nobody said so."""
+    for bus in bench.hardware.buses.values():
+        monkeypatch.setattr(bus, "connect", Mock(side_effect=ConnectionError("no such port")))
+    result = bench.start()
+    assert result.exit_code == exit_codes.FAILED
+    assert "no such port" in result.reason
+    assert ("If it drives, it was not told to stop." in result.reason) is bench.wheeled
 
 
 def test_lost_bus(bench: Bench) -> None:

@@ -1,9 +1,12 @@
 """The adapter to LeRobot: one call at a time reaches the hardware, unless the robot says that it takes several."""
 
+import os
+import stat
 import termios
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,6 +15,7 @@ from tests.servos import TORQUE, Servos
 
 from longarm_edge.aside import aside
 from longarm_edge.lerobot_robot import make_robot, parse_robot
+from longarm_edge.ports import Held
 from longarm_edge.robot import Torque
 from longarm_wire.settings import ConfigurationError
 
@@ -404,3 +408,24 @@ def test_two_programs_do_not_drive_one_robot(tmp_path) -> None:
         first.disconnect(torque=True)
         second.connect()
         second.disconnect(torque=True)
+
+
+def test_a_port_is_seen_to_be_in_use_through_another_device_file(tmp_path) -> None:
+    """As a container sees it: the file is its own, and so are its locks."""
+    port, terminal = str(tmp_path / "ttyROBOT"), "/dev/tty57"
+    try:
+        os.mknod(port, stat.S_IFCHR | 0o600, Path(terminal).stat().st_rdev)
+        os.close(os.open(port, os.O_RDWR | os.O_NOCTTY))
+    except OSError as error:
+        pytest.skip(f"no terminal to make a second file of: {error}")
+    here, there = ([SimpleNamespace(config=SimpleNamespace(port=p))] for p in (terminal, port))
+    first, second = Held(), Held()
+    first.hold(here)
+    first.shut()
+    with pytest.raises(ConnectionError, match=f"Another program drives the robot at {port}"):
+        second.hold(there)
+    second.close()
+    first.close()
+    second.hold(there)
+    second.shut()
+    second.close()

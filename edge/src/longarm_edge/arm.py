@@ -125,10 +125,11 @@ class Arm:
 
     def _connect(self) -> np.ndarray:
         kinds, safety = self._motion.kinds, self._motion.safety
-        self._robot.connect()
+        try:
+            self._robot.connect()
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}{self._stopped_blindly()}") from error
         self._connected = True
-        # Cameras too, so that one that gives nothing is noticed now
-        patiently(self._robot.observe)
         # An arm that was configured may still come back up
         pose, _ = standing(
             lambda: patiently(lambda: measured_pose(self._robot, kinds)), safety.rest_tolerance, self._clock
@@ -137,7 +138,22 @@ class Arm:
         if kinds.is_velocity.any() and not np.isnan(pose).any():
             # A killed run may have left it driving, and the first command of this one may be a while away
             patiently(lambda: self._robot.send(pose))
+        # Cameras too, so that one that gives nothing is noticed now
+        patiently(self._robot.observe)
         return pose
+
+    def _stopped_blindly(self) -> str:
+        """Stops what drives of a robot that did not connect, as far as it answers. Returns what is to be said of it."""
+        if not self._motion.kinds.is_velocity.any():
+            return ""
+        try:
+            still = measured_pose(self._robot, self._motion.kinds)
+            if not np.isnan(still).any():
+                self._robot.send(still)
+                return ""
+        except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
+            logger.debug("%s", error)
+        return " If it drives, it was not told to stop."
 
     def _inherited(self, pose: np.ndarray, path: Path) -> np.ndarray:
         """Returns where the way back leads: after a run that has not left its arm by rule, where that one's led."""

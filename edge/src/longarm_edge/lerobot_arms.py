@@ -73,9 +73,9 @@ def composed_of(robot: LeRobot) -> list[LeRobot]:
 
 @contextmanager
 def configuring(
-    robot: LeRobot, permitted: Callable[[], AbstractContextManager[None]] | None
+    robot: LeRobot, permitted: Callable[[], AbstractContextManager[None] | None]
 ) -> Iterator[list[LeRobot]]:
-    """Lets LeRobot configure motors within permitted as it connects to them, or keeps it from doing so without.
+    """Lets LeRobot configure motors as it connects to them, within what permitted returns, or not where that is None.
 
     Yields the arms that it is at, or gave up at: it takes their torque off meanwhile.
     """
@@ -83,8 +83,8 @@ def configuring(
     under_way: list[LeRobot] = []
 
     def configure(part: LeRobot, own: Callable[[], None]) -> None:
-        if permitted is not None:
-            with permitted():
+        if (within := permitted()) is not None:
+            with within:
                 under_way.append(part)
                 own()
                 under_way.remove(part)

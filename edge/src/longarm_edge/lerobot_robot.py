@@ -123,7 +123,7 @@ class LeRobotRobot:
         # A robot that says so takes calls from several threads: a command then need not wait for a slow observation
         self._turns = Turns(several=getattr(self._robot, "is_thread_safe", False))
         self._observing = threading.Lock()
-        self._ports = contextlib.ExitStack()
+        self._ports = ports.Held()
         self._touched = self._ready = False
         # Arms whose motors are being configured, or were when that failed
         self._limp: list[LeRobot] = []
@@ -145,14 +145,20 @@ class LeRobotRobot:
           configure: Whether LeRobot writes its settings to the motors, which drops the arm for a moment and leaves it
             stiff. Without, an arm that holds goes on holding and a limp one stays limp, to be read and left alone.
 
+        A camera that does not connect keeps nobody from the motors: they are left as they are, and observe says why.
+
         Raises:
           ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
         """
-        # Somebody may let go of the robot while it connects. Half configured, its motors would have no torque
-        permitted = self._turns.commanding if configure else None
+
+        def permitted() -> contextlib.AbstractContextManager[None] | None:
+            blind = any(camera.failure is not None for camera in self._cameras)
+            # Somebody may let go of the robot while it connects. Half configured, its motors would have no torque
+            return self._turns.commanding() if configure and not blind else None
+
         with self._turn(), configuring(self._robot, permitted) as self._limp:
             self._ports.close()
-            self._ports = ports.hold(composed_of(self._robot))
+            self._ports.hold(composed_of(self._robot))
             self._touched = True
             # Whatever happens from here on, a torque that is on stays on until disconnect says otherwise
             self._torque.choose(True)
@@ -164,6 +170,7 @@ class LeRobotRobot:
                 limp = ", and its joints may be limp now, as LeRobot was configuring its motors" if self._limp else ""
                 what = f"Cannot connect to the robot {self.spec.robot_type}{limp}"
                 raise ConnectionError(f"{what}: {_in_full(error)}") from error
+            self._ports.shut()
             # None is no answer, and comes from robots that have nothing to calibrate
             if self._robot.is_calibrated is False:
                 raise ConnectionError(
@@ -178,7 +185,7 @@ class LeRobotRobot:
                 try:
                     camera.capture()
                 except Exception as error:
-                    raise CameraError(_in_full(error)) from error
+                    raise CameraError(f"Camera {camera.name} gives no frame: {_in_full(error)}") from error
             with self._turn(), serving(self._cameras):
                 step = next_step()
                 raw = self._robot.get_observation()
@@ -191,9 +198,9 @@ class LeRobotRobot:
         return RobotReading(self._state(raw), images, step=step)
 
     def read_state(self) -> np.ndarray:
-        """Returns what the robot feels now, float32 of shape (state_names). A camera that hangs is not waited for."""
-        # Cameras show what they showed last
-        with self._turn(), serving(self._cameras):
+        """Returns what the robot feels now, float32 of shape (state_names). No camera is waited for."""
+        # Cameras show what they showed last, or nothing
+        with self._turn(), serving(self._cameras, blind=True):
             raw = self._robot.get_observation()
         self._check_complete(raw, self.spec.state_names)
         return self._state(raw)
