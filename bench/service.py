@@ -29,8 +29,9 @@ from bench.configuration_emulated import POLICY_TYPE
 from bench.peers import FPS, Longarm, Peer, Stock, environment
 from bench.processes import Child
 from bench.publish import publish
+from longarm_edge.answers import SERVER_STAGES
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
-from longarm_edge.policy_client import SERVER_STAGES, PolicyChoice, PolicyClient
+from longarm_edge.policy_client import PolicyChoice, PolicyClient
 from longarm_wire.images import DEFAULT_JPEG_QUALITY, Codec
 
 INFERENCE = 0.1

@@ -4,9 +4,11 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from longarm_edge import pose_file
 from longarm_edge.doctor.examine import Examination
 from longarm_edge.doctor.findings import Finding, Verdict, as_json, exit_code
 from longarm_edge.doctor.lerobot_checks import check_calibration, check_cameras, check_port
@@ -198,6 +200,33 @@ def test_a_policy_that_fails(examine, script) -> None:
     script.always = RuntimeError("out of memory")
     checks, _, _ = examine()
     assert checks["measurements"].verdict is Verdict.FAILED
+
+
+def test_a_driver_that_exits_ends_no_examination(examine, arm, monkeypatch) -> None:
+    """The doctor ended with the driver's exit code, and without a word."""
+    monkeypatch.setattr(arm, "connect", Mock(side_effect=SystemExit(0)))
+    checks, findings, _ = examine()
+    assert exit_code(findings) == exit_codes.FAILED
+    assert checks["robot"].verdict is Verdict.FAILED
+    assert checks["service"].verdict is Verdict.OK
+
+
+def test_a_robot_that_a_run_has_is_left_alone(examine, arm, monkeypatch, tmp_path) -> None:
+    """It was connected to beside the run, unless a serial port kept them apart."""
+    path = tmp_path / "pose.json"
+    connect = Mock(side_effect=arm.connect)
+    monkeypatch.setattr(arm, "connect", connect)
+    held = pose_file.lock(path)
+    checks, findings, _ = examine(safety={"pose_file": path})
+    os.close(held)
+    assert checks["robot"].verdict is Verdict.WARNING
+    assert f"a run has it, and keeps {path}" in checks["robot"].found
+    assert checks["policy"].verdict is Verdict.OK
+    assert checks["measurements"].verdict is Verdict.SKIPPED
+    assert exit_code(findings) == exit_codes.WARNINGS
+    assert not connect.called
+    checks, _, _ = examine(safety={"pose_file": path})
+    assert checks["robot"].verdict is Verdict.OK, "it is over"
 
 
 def test_a_bad_configuration_is_found_and_the_rest_is_looked_at(examine) -> None:

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from longarm_edge import pose_file
 from longarm_edge.arm import Arm
 from longarm_edge.leave import leave
 from longarm_edge.motion import Motion
@@ -19,7 +20,6 @@ from longarm_edge.schedule import MonotonicClock
 from longarm_edge.settings import SafetySettings
 from longarm_edge.stop import Signals
 from longarm_wire import exit_codes
-from longarm_wire.settings import ConfigurationError
 from tests.e2e.conftest import EdgeRun, until
 
 
@@ -68,23 +68,21 @@ def test_a_way_back_that_is_cut_short_holds_says_so_and_is_remembered(edge, arm,
     assert json.loads(path.read_text())["pan.pos"] == 0
 
 
-def test_a_run_that_is_alive_is_not_taken_for_one_that_was_killed(edge, arm, tmp_path) -> None:
+def test_a_run_that_is_alive_is_not_taken_for_one_that_was_killed(edge, arm, tmp_path, caplog) -> None:
     """`leave` drove a living run's arm, or deleted its pose; a second run said that the first had been killed."""
     path = tmp_path / "pose.json"
     e = edge(duration=0, safety=SafetySettings(on_stop="hold", pose_file=path))
-    refusals: list[str] = []
+    refusals: list[int] = []
 
     def meddle(run: Run) -> None:
         until(lambda: len(arm.commands) > 20, "streaming")
-        try:
-            leave(e.run.settings, lambda: pytest.fail("it makes no robot"), MonotonicClock())
-        except ConfigurationError as error:
-            refusals.append(str(error))
+        refusals.append(leave(e.run.settings, lambda: pytest.fail("it makes no robot"), MonotonicClock()))
         assert path.exists()
         interrupt()
 
     assert e.go(meddle).exit_code == exit_codes.DONE
-    assert "A run that is alive" in refusals[0]
+    assert refusals == [exit_codes.FAILED]
+    assert "A run that is alive has the arm" in caplog.text
     assert not path.exists()
 
 
@@ -149,7 +147,7 @@ def test_after_a_killed_run_the_way_back_leads_to_where_that_one_began(edge, arm
     e.go(lambda _: until(lambda: bool(arm.commands), "moving") or kept.append(json.loads(path.read_text())))
     assert kept[0]["pan.pos"] == -5
     assert arm.pose["pan.pos"] == pytest.approx(-5)
-    assert "the last run was killed" in caplog.text
+    assert "the last run has not left its arm by rule (it was killed, or could not)" in caplog.text
     assert not path.exists()
 
 
@@ -259,13 +257,45 @@ def test_two_runs_with_one_pose_file_do_not_both_connect(edge, arm, tmp_path, mo
         if not refusals:
             refusals.append("")
             arm_of_the_second = Arm(second.robot, Motion.plan(second.robot, settings), 30, MonotonicClock(), Signals())
-            with pytest.raises(ConfigurationError, match="A run that is alive has the arm"):
+            with pytest.raises(ConnectionError, match="A run that is alive has the arm"):
                 arm_of_the_second.connect()
         connect(**options)
 
     monkeypatch.setattr(arm, "connect", meanwhile)
     assert edge(duration=0.5, safety=settings).go().exit_code == exit_codes.DONE
     assert refusals
+
+
+def test_a_run_whose_arm_another_one_has_may_be_tried_again(edge, arm, tmp_path) -> None:
+    """It was 3, after which no service manager tries again; a serial port that was held gave 1."""
+    settings = SafetySettings(pose_file=tmp_path / "pose.json")
+    held = pose_file.lock(settings.pose_file)
+    result = edge(duration=0.5, safety=settings).go()
+    os.close(held)
+    assert result.exit_code == exit_codes.FAILED
+    assert "A run that is alive has the arm" in result.reason
+    assert not arm.is_connected
+
+
+@pytest.mark.parametrize(
+    ("rule", "limits", "told"), [("rest", (-10, 10), True), ("rest", (-10, 19.5), False), ("hold", (-10, 10), False)]
+)
+def test_a_start_pose_that_the_way_back_cannot_reach_is_told_at_the_start(
+    edge, arm, caplog, rule: str, limits: tuple[float, float], told: bool
+) -> None:
+    """It was told at the end, by an arm that held in the air."""
+    arm.pose["pan.pos"] = 20.0
+    safety = SafetySettings(on_stop=rule, rest_seconds=2, joint_limits={"pan.pos": limits})
+    seen: list[bool] = []
+    result = edge(duration=0.5, safety=safety).go(
+        lambda run: (
+            until(lambda: bool(arm.commands), "moving") or seen.append("cannot lead the arm back" in caplog.text)
+        )
+    )
+    assert seen == [told]
+    assert ("pan.pos at 20, outside -10 to 10 (safety.joint_limits)" in caplog.text) is told
+    assert (result.exit_code == exit_codes.FAILED) is told
+    assert arm.torque is (rule == "hold" or told)
 
 
 def glance(arm, monkeypatch, *wrong: float) -> None:

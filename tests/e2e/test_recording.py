@@ -168,6 +168,21 @@ def test_an_arm_that_fails_leaves_its_episode(edge, arm, tmp_path) -> None:
     assert len(load(root)) == result.summary.recorded[Recorded.WRITTEN] > 20
 
 
+def test_a_run_that_is_stopped_in_its_start_waits_for_no_recorder(edge, tmp_path, caplog) -> None:
+    """It waited in silence until the recorder had imported LeRobot, and had made a dataset for nothing."""
+    e = edge(server_address="127.0.0.1:9", connect_timeout=60, record=settings(tmp_path / "episodes"))
+
+    def press(run: Run) -> None:
+        until(lambda: bool(run._watchers._recorder._pipe._threads), "the recorder is started")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result = e.go(press)
+    assert (result.exit_code, result.reason) == (exit_codes.INTERRUPTED, "interrupted by SIGINT")
+    assert e.run._watchers._recorder._pipe._process.returncode == -signal.SIGTERM
+    assert "failed" not in caplog.text
+    assert not (tmp_path / "episodes").exists()
+
+
 def test_a_recorder_that_dies_leaves_the_arm_alone_and_is_told(edge, arm, tmp_path) -> None:
     def kill(run: Run) -> None:
         await_frames(run, 10)

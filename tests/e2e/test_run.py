@@ -1,5 +1,6 @@
 """The edge against a real service over real gRPC: what happens when all is well, and when something is not."""
 
+import itertools
 import os
 import signal
 import time
@@ -9,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from longarm_edge.lerobot_robot import make_robot
 from longarm_edge.link import LinkState
 from longarm_edge.metrics import Observation, Reconnect, Tick
 from longarm_edge.run import Run
-from longarm_edge.settings import SafetySettings
+from longarm_edge.schedule import MonotonicClock
+from longarm_edge.settings import EdgeSettings, SafetySettings
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import PolicySpec
-from tests.e2e.conftest import JOINTS, until
+from tests.e2e.conftest import JOINTS, EdgeRun, until
+from tests.servos import GOAL, Servos
 
 
 def executed(run: Run) -> int:
@@ -305,6 +310,59 @@ def test_a_robot_that_takes_no_command_is_left_by_rule(edge, arm, error: type[Ex
     assert "the USB cable is out" in result.reason
     assert not arm.is_connected
     assert arm.torque
+
+
+STEPS_A_DEGREE = 4096 / 360
+
+
+def servos_run(service, servos: Servos, tmp_path, robot: dict[str, object], **settings: object) -> EdgeRun:
+    """Returns a run of LeRobot's own so101_follower, whose policy moves the first joint."""
+    service.script.spec = PolicySpec("scripted", 6, 6, {}, chunk_size=30)
+    values = {"pretrained_name_or_path": "scripted", "server_address": service.address, "metrics_port": 0, "fps": 10}
+    robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path), **robot}, [], 10)
+    run = EdgeSettings(_env_file=None, **values, **settings)
+    return EdgeRun(Run(run, robot, Console(quiet=True), MonotonicClock()))
+
+
+@pytest.mark.parametrize("robot", [{}, {"max_relative_target": 10.0}], ids=["", "max_relative_target"])
+def test_a_bus_that_is_silent_for_a_while_ends_no_run(service, tmp_path, robot: dict[str, object]) -> None:
+    """With max_relative_target LeRobot reads before each command: the first one that was lost ended the run."""
+    with Servos(torque=True) as servos:
+        e = servos_run(service, servos, tmp_path, robot, duration=0)
+
+        def silence(run: Run) -> None:
+            until(lambda: executed(run) > 5, "streaming")
+            servos.silent = True
+            until(lambda: run.trace.observation_counts[Observation.UNREADABLE] > 2, "noticed", 30)
+            servos.silent = False
+            there = executed(run)
+            until(lambda: executed(run) > there + 5, "streaming again")
+            os.kill(os.getpid(), signal.SIGINT)
+
+        result = e.go(silence)
+        assert (result.exit_code, result.reason) == (exit_codes.DONE, "stopped by SIGINT")
+        assert servos.torque == {True}
+        goals = [
+            int.from_bytes(values, "little")
+            for servo, address, values in servos.writes
+            if (servo, address) == (1, GOAL)
+        ]
+        assert max(abs(after - before) for before, after in itertools.pairwise(goals)) < 2.5 * STEPS_A_DEGREE, goals
+
+
+def test_a_bus_that_stays_silent_ends_a_run_that_reads_before_each_command(service, tmp_path) -> None:
+    with Servos(torque=True) as servos:
+        safety = SafetySettings(max_offline=2.0)
+        e = servos_run(service, servos, tmp_path, {"max_relative_target": 10.0}, duration=0, safety=safety)
+
+        def silence(run: Run) -> None:
+            until(lambda: executed(run) > 5, "streaming")
+            servos.silent = True
+
+        result = e.go(silence)
+        assert result.exit_code == exit_codes.FAILED
+        assert "There is no status packet" in result.reason
+        assert servos.torque == {True}
 
 
 @pytest.mark.parametrize(("rule", "torque"), [("hold", True), ("rest", False), ("release", False)])

@@ -1,8 +1,10 @@
 """`longarm-edge leave` as a service manager runs it: after a run that was killed, and after one that was not."""
 
+import fcntl
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +32,7 @@ class Arm:
         """Leaves what a killed run leaves behind: the pose at which it started."""
         self.pose_file.write_text(json.dumps(HOME | {f"{name}.pos": value for name, value in joints.items()}))
 
-    def start(self, *flags: str, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *flags: str, patience: float = 20, **environment: str) -> "subprocess.Popen[str]":
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LONGARM_")}
         robot = {"type": "recording_arm", "log": str(self.log), "calibration_dir": str(self.directory)}
         own = {
@@ -38,8 +40,13 @@ class Arm:
             "LONGARM_EDGE_ROBOT": json.dumps(robot),
             "PYTHONPATH": str(PLUGINS),
         }
+        program = (
+            "from longarm_edge import cli, leave\n"
+            f"leave.PATIENCE_SECONDS, leave.GRACE_SECONDS = {patience}, 1\n"
+            "cli.main()"
+        )
         return subprocess.Popen(
-            [sys.executable, "-m", "longarm_edge", "leave", *flags],
+            [sys.executable, "-c", program, "leave", *flags],
             env=clean | own | environment,
             cwd=self.directory,
             stdout=subprocess.PIPE,
@@ -47,8 +54,8 @@ class Arm:
             text=True,
         )
 
-    def leave(self, *flags: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        with self.start(*flags, **environment) as process:
+    def leave(self, *flags: str, patience: float = 20, **environment: str) -> "subprocess.CompletedProcess[str]":
+        with self.start(*flags, patience=patience, **environment) as process:
             try:
                 stdout, stderr = process.communicate(timeout=50)
             except subprocess.TimeoutExpired:
@@ -134,14 +141,49 @@ def test_a_pose_that_makes_no_sense_lets_the_arm_hold(arm, pose: str) -> None:
     assert arm.events() == [{"event": "connect"}, {"event": "disconnect", "torque": True}]
 
 
-def test_a_robot_that_hangs_is_given_up(arm) -> None:
-    """systemd would wait for TimeoutStopSec= before it starts the robot again."""
+def test_a_robot_that_hangs_is_given_up_and_what_is_known_of_it_is_said(arm) -> None:
+    """systemd would wait for TimeoutStopSec= before it starts the robot again. The kernel ended it without a word."""
     arm.killed_at(shoulder_pan=20.0)
     stuck = arm.directory / "stuck"
     stuck.touch()
-    done = arm.leave("--safety.on_stop=rest", "--safety.rest_seconds=2", f"--robot.stuck={stuck}")
-    assert done.returncode < 0, "ended by SIGALRM"
+    done = arm.leave("--safety.on_stop=rest", "--safety.rest_seconds=2", f"--robot.stuck={stuck}", patience=4)
+    assert done.returncode == exit_codes.FAILED
+    words = " ".join(done.stderr.split())
+    assert "the robot has not answered for 4 s. Its motors go on with the last command that reached them" in words
+    assert re.search(r"It was last seen at shoulder_pan.pos \S+, shoulder_lift.pos", words), words
+    assert f"run `longarm-edge leave` again: {arm.pose_file} (safety.pose_file) still has the pose" in words
     assert arm.pose_file.exists(), "the arm was not left by rule"
+
+
+def test_a_driver_that_hangs_and_lets_no_other_thread_go_on_is_given_up(arm) -> None:
+    arm.killed_at(shoulder_pan=20.0)
+    stuck = arm.directory / "stuck"
+    stuck.write_text("hard")
+    done = arm.leave("--safety.on_stop=rest", f"--robot.stuck={stuck}", patience=4)
+    assert done.returncode == exit_codes.FAILED
+    assert "in send_action" in done.stderr, "where it hung"
+    assert arm.pose_file.exists()
+
+
+def test_a_driver_that_exits_does_not_decide_how_it_ends(arm) -> None:
+    """SystemExit passed the stop rule: the arm was not let go of, no word was said, and the exit code was 0."""
+    arm.killed_at(shoulder_pan=20.0)
+    done = arm.leave("--safety.on_stop=rest", "--robot.exits=true")
+    assert done.returncode == exit_codes.FAILED
+    assert "SystemExit" in done.stderr
+    assert arm.events()[-1] == {"event": "disconnect", "torque": True}
+    assert arm.pose_file.exists()
+
+
+def test_a_pose_file_that_another_program_holds_is_no_reason_never_to_try_again(arm) -> None:
+    """It was 3, after which no service manager tries again; a serial port that was held gave 1."""
+    arm.killed_at()
+    with arm.pose_file.with_name("pose.json.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = arm.leave("--safety.on_stop=release")
+    assert done.returncode == exit_codes.FAILED
+    assert "A run that is alive has the arm" in " ".join(done.stderr.split())
+    assert arm.events() == []
 
 
 def test_who_interrupts_it_twice_is_told_what_became_of_the_arm(arm) -> None:

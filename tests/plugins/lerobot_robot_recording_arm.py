@@ -3,6 +3,7 @@
 LeRobot finds it by the name of its distribution, when this directory is on PYTHONPATH.
 """
 
+import ctypes
 import json
 import time
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class RecordingArmConfig(LongarmSimConfig):
 
     Attributes:
       log: Gets a line of JSON per event.
-      stuck: While this file exists, a command never returns.
+      stuck: While this file exists, a command never returns; if it says "hard", nor does any other thread go on.
+      exits: Whether a command raises SystemExit.
     """
 
     width: int = 64
@@ -28,6 +30,7 @@ class RecordingArmConfig(LongarmSimConfig):
     renderer: str = "plain"
     log: str
     stuck: str = ""
+    exits: bool = False
 
 
 class RecordingArm(LongarmSim):
@@ -46,7 +49,11 @@ class RecordingArm(LongarmSim):
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
         while self.config.stuck and Path(self.config.stuck).exists():
+            if Path(self.config.stuck).read_text() == "hard":
+                ctypes.PyDLL(None).sleep(60)  # it keeps the interpreter to itself
             time.sleep(0.1)
+        if self.config.exits:
+            raise SystemExit(0)
         sent = super().send_action(action)
         self._write("command", action=sent)
         return sent

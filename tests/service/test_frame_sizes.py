@@ -19,9 +19,10 @@ from tests.service.checkpoints import SMALL_ACT, SMALL_DIFFUSION, save
 from tests.service.conftest import Serve
 
 from bench.smolvla_checkpoint import make_smolvla
+from longarm_edge.answers import Session
 from longarm_edge.frames import pack_frame
 from longarm_edge.policy_client import PolicyChoice as ClientChoice
-from longarm_edge.policy_client import PolicyClient, Session
+from longarm_edge.policy_client import PolicyClient
 from longarm_edge.robot import RobotReading
 from longarm_service.lerobot_frames import letterbox
 from longarm_service.lerobot_loader import LerobotLoader

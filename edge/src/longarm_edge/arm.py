@@ -15,7 +15,7 @@ from longarm_edge.control import ControlLoop
 from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot, RobotReading
 from longarm_edge.schedule import Clock
-from longarm_edge.stop import Interrupted, Leaving, Signals, patiently
+from longarm_edge.stop import Interrupted, Leaving, Signals, outlook, patiently
 from longarm_edge.way_back import standing
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Arm:
         """Connects, and returns where the arm stands as a command: shape (action_dim), NaN where it is not known.
 
         Raises:
-          ConnectionError: The robot does not answer.
+          ConnectionError: The robot does not answer, or another program has it.
           ConfigurationError: The pose cannot be kept.
           Interrupted: A signal came meanwhile.
         """
@@ -69,6 +69,8 @@ class Arm:
         if self._pose_file is not None:
             self._start_pose = self._inherited(pose, self._pose_file)
             pose_file.keep(self._pose_file, self._robot.spec.action_names, self._start_pose)
+        if why := self._motion.out_of_reach(self._start_pose):
+            logger.warning("%s", why)
         return pose
 
     def found(self, reading: RobotReading) -> None:
@@ -109,9 +111,10 @@ class Arm:
             given_up = True
             why = f"interrupted by {error}" if isinstance(error, Interrupted) else str(error)
             self.problem = (
-                f"The arm was not left as wanted (on_stop={self._motion.safety.on_stop}): {why}. {self._outlook()}"
+                f"The arm was not left as wanted (on_stop={self._motion.safety.on_stop}): {why}. "
+                f"{outlook(self._motion, self._leaving)}"
             )
-        # What went wrong is left for `longarm-edge leave` to mend, and so is a killed run's arm that was not reached
+        # What went wrong is left for `longarm-edge leave` to mend, and so is the last run's arm that was not reached
         if self.problem is None and self._pose_file is not None and self._start_pose is not None:
             pose_file.forget(self._pose_file)
         if self._kept is not None:
@@ -152,27 +155,19 @@ class Arm:
             logger.debug("%s", error)
         return " If it drives, it was not told to stop."
 
-    def _outlook(self) -> str:
-        """Returns what motors do that cannot be told anything."""
-        if self._leaving is not None and self._leaving.letting_go:
-            return "It was being let go of: its joints may be limp, or hold."
-        drives = self._motion.kinds.is_velocity.any()
-        return "Its motors go on with the last command that reached them" + (
-            ": what drives goes on driving." if drives else ", if they have power."
-        )
-
     def _inherited(self, pose: np.ndarray, path: Path) -> np.ndarray:
-        """Returns where the way back leads: after a run that was killed, where that one's led."""
+        """Returns where the way back leads: after a run that has not left its arm by rule, where that one's led."""
         if not self._after_kill:
             return pose
         try:
             start = pose_file.read(path, self._robot.spec.action_names)
         except (OSError, ValueError) as error:
-            logger.warning("the last run was killed, and where it started cannot be read: %s", error)
+            logger.warning("%s, and where it started cannot be read: %s", pose_file.WHY_KEPT, error)
             return pose
         logger.warning(
-            "the last run was killed and its arm not left by rule: the way back (on_stop=rest) leads to where that run "
-            "started. Where that is wrong, stop, remove %s (safety.pose_file), and start again.",
+            "%s: the way back (on_stop=rest) leads to where that run started. Where that is wrong, stop, remove %s "
+            "(safety.pose_file), and start again.",
+            pose_file.WHY_KEPT,
             path,
         )
         return np.where(np.isnan(start), pose, start)
@@ -192,7 +187,7 @@ class Arm:
         moved = self.loop is not None and self.loop.first_command is not None
         away = start is not None and (np.abs(start - self._found) > self._motion.safety.rest_tolerance).any()
         # Whoever was told that the start pose may be wrong, and stops, does not want to see the arm go there
-        stay = "it was not moved, and holds: `longarm-edge leave` leads it to where the killed run began"
+        stay = "it was not moved, and holds: `longarm-edge leave` leads it to where the last run began"
         self._leaving = Leaving(
             robot=self._robot,
             motion=self._motion,

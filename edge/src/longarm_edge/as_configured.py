@@ -1,6 +1,6 @@
 """What the policy's own configuration says of how its chunks are executed: what is done of it, and what is told."""
 
-from longarm_edge.policy_client import Session
+from longarm_edge.answers import Session
 from longarm_edge.settings import AggregateName, EdgeSettings
 
 

@@ -34,7 +34,7 @@ on the robot's machine:
   doctor        check everything a run needs, measure the link, and say what to set; --json for scripts
   demo          drive a simulated arm from a policy service on this machine: no robot, no GPU, no network
   demo-ssh      the same, through a private sshd and a tunnel
-  leave         apply the stop rule to an arm whose run was killed, for service managers
+  leave         apply the stop rule to an arm whose run was killed, or could not; for service managers
   check-config  print the effective settings, secrets masked, and check the robot's configuration
   help          this text; `longarm-edge run --help` lists every setting
 

@@ -4,6 +4,7 @@ Nothing here waits but for the robot itself. One that hangs is noticed from outs
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from longarm_edge.action_queue import ActionQueue
 from longarm_edge.metrics import Tick
 from longarm_edge.motion import Motion
 from longarm_edge.observer import Executed
-from longarm_edge.robot import Robot
+from longarm_edge.robot import Robot, UnheardError
 from longarm_edge.schedule import Clock, Schedule
 from longarm_edge.settings import IdleRule
 from longarm_edge.trace import TickRecord, Trace
@@ -66,6 +67,7 @@ class ControlLoop:
     next_step: int = 0
     executed: Callable[[Executed], None] = lambda _: None
     _cancelled: bool = False
+    _unheard_since: float = math.inf
 
     def run(self, max_ticks: int | None = None) -> str:
         """Runs ticks from 0 until there is a reason to stop, which it returns.
@@ -103,7 +105,8 @@ class ControlLoop:
             self._idle()
             return (Tick.STALE if expired else Tick.IDLE), None, None
         command, clamped = self.motion.guard.clamp(action.values, self.last_command)
-        self._send(command, action.step + 1)
+        if not self._send(command, action.step + 1):
+            return Tick.IDLE, None, None
         return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at, action.sequence
 
     def cancel(self) -> None:
@@ -130,14 +133,30 @@ class ControlLoop:
         if (drives or repeats) and not np.isnan(still).any():
             self._send(still, self.next_step)
 
-    def _send(self, command: np.ndarray, next_step: int) -> None:
+    def _send(self, command: np.ndarray, next_step: int) -> bool:
+        """Returns whether the command went out for all that is known.
+
+        Most robots lose commands to a silent bus without a word, and the observations that fail tell. Those that say so
+        are given as long.
+        """
+
         def sent() -> None:
             self.next_step = next_step
 
         if self.first_command is None:
             self.first_command = command
-        self.robot.send(command, sent)
+        try:
+            self.robot.send(command, sent)
+        except UnheardError:
+            sent()  # the plan goes on from the next action all the same
+            now = self.clock.now()
+            self._unheard_since = min(self._unheard_since, now)
+            if now - self._unheard_since > self.motion.safety.max_offline:
+                raise
+            return False
+        self._unheard_since = math.inf
         self.last_command = command
+        return True
 
 
 class TickSignal:

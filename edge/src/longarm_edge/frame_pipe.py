@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ class FramePipe:
         self._frames: queue.Queue[Frame | None] = queue.Queue(capacity)
         self._ready = threading.Event()
         self._outcome: dict[str, Any] = {}
+        self._offered = False
         self.kept = 0
         self._closing = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,10 +115,13 @@ class FramePipe:
             self._frames.put_nowait(frame)
         except queue.Full:
             return False
+        self._offered = True
         return True
 
     def close(self, timeout: float) -> str:
         """Lets the process finish what it has, for timeout seconds at most, and returns its last word.
+
+        One that was given nothing and has not begun its work ends at once.
 
         Raises:
           FramePipeError: It failed, or is not finished yet; then it goes on by itself.
@@ -124,6 +129,9 @@ class FramePipe:
         if self._process is None:
             return ""
         self._closing.set()
+        if not self._offered:
+            # It may still have much to import. Once it is at work it takes no signal, and ends in good order
+            self._process.terminate()
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -178,7 +186,9 @@ class FramePipe:
                     if "failed" in answer:
                         break
         if not outcome:
-            outcome = {"failed": f"It ended with {process.wait()}: {self._tail()}"}
+            code = process.wait()
+            not_begun = self._closing.is_set() and not self._offered and code == -signal.SIGTERM
+            outcome = {"done": "nothing"} if not_begun else {"failed": f"It ended with {code}: {self._tail()}"}
         self._outcome = outcome
         process.wait()
         self._stderr.close()

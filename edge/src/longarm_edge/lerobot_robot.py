@@ -22,12 +22,13 @@ import numpy as np
 import yaml
 from lerobot.robots import Robot as LeRobot
 from lerobot.robots import RobotConfig, make_robot_from_config
+from lerobot.utils.errors import DeviceNotConnectedError
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm_edge import ports
 from longarm_edge.lerobot_arms import ArmsTorque, composed_of, configuring
 from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
-from longarm_edge.robot import CameraError, RobotReading
+from longarm_edge.robot import CameraError, RobotReading, UnheardError
 from longarm_edge.turns import Turns
 from longarm_wire.settings import ConfigurationError
 from longarm_wire.specs import CameraSpec, RobotSpec
@@ -111,12 +112,14 @@ class LeRobotRobot:
         """
         try:
             self._robot: LeRobot = make_robot_from_config(config)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigurationError([f"--robot: LeRobot cannot make a {config.type}: {_in_full(error)}"]) from error
         self.spec = _spec(self._robot, robot_type or config.type, fps)
         self._cameras = take_apart(self._robot)
         self._torque = ArmsTorque(self._robot)
         self.torque_at_disconnect = self._torque.at_disconnect
+        # LeRobot then reads where the joints stand before each command
+        self._asks_first = any(getattr(arm.config, "max_relative_target", None) is not None for arm in self.arms)
         # A robot that says so takes calls from several threads: a command then need not wait for a slow observation
         self._turns = Turns(several=getattr(self._robot, "is_thread_safe", False))
         self._observing = threading.Lock()
@@ -163,7 +166,7 @@ class LeRobotRobot:
                 # Robots without motors of their own leave the argument out
                 takes_it = "calibrate" in inspect.signature(self._robot.connect).parameters
                 self._robot.connect(**({"calibrate": False} if takes_it else {}))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 limp = ", and its joints may be limp now, as LeRobot was configuring its motors" if self._limp else ""
                 what = f"Cannot connect to the robot {self.spec.robot_type}{limp}"
                 raise ConnectionError(f"{what}: {_in_full(error)}") from error
@@ -206,14 +209,17 @@ class LeRobotRobot:
         return self._state(raw)
 
     def send(self, command: np.ndarray, sent: Callable[[], None] = lambda: None) -> None:
-        """Sends one command, float32 of shape (action_names), robot units, and tells sent before anything is read."""
+        """Sends one command, float32 of shape (action_names), robot units, and tells sent before anything is read.
+
+        See longarm_edge.robot.Robot.send.
+        """
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
         with self._turn(commands=True):
             try:
                 self._robot.send_action(action)
             except (OSError, termios.error) as error:  # what a pulled cable raises says of itself that it is an "error"
                 why = f"The robot {self.spec.robot_type} took no command: {error}. Check its power and its cable."
-                raise ConnectionError(why) from error
+                raise (UnheardError if self._asks_first and _is_silence(error) else ConnectionError)(why) from error
             sent()
 
     def take_over(self, seconds: float) -> bool:
@@ -269,9 +275,14 @@ class LeRobotRobot:
                 raise
             except BaseException as error:
                 # A driver that exits, or whose binding panics, must not end the program beside its stop rule
-                if threading.current_thread() is threading.main_thread():
+                if threading.current_thread() is threading.main_thread() and not isinstance(error, SystemExit):
                     raise
                 raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def _is_silence(error: Exception) -> bool:
+    """Returns whether motors that did not answer are all that is wrong, as far as LeRobot knows."""
+    return isinstance(error, ConnectionError) and not isinstance(error, DeviceNotConnectedError)
 
 
 def _leave_out_cameras(config: Any) -> None:

@@ -61,7 +61,7 @@ class Tick(StrEnum):
     CLAMPED = "clamped"
     """An action, changed by the guard."""
     IDLE = "idle"
-    """No action was there."""
+    """No action was there, or it did not reach the motors."""
     STALE = "stale"
     """The action was too old to execute."""
     SKIPPED = "skipped"

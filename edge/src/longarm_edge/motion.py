@@ -67,3 +67,22 @@ class Motion:
         if unknown:
             raise ConfigurationError([f"safety.max_step: {explain_unmeasured(kinds, spec.state_names)}"])
         return cls(kinds, guard, safety)
+
+    def out_of_reach(self, start_pose: np.ndarray) -> str:
+        """Returns why the way back cannot lead to start_pose, in words for a person; nothing if it can.
+
+        Args:
+          start_pose: Shape (action_dim), NaN where it is not known.
+        """
+        if self.safety.on_stop is not StopRule.REST:
+            return ""
+        lower, upper = self.guard.lower, self.guard.upper
+        beyond = np.maximum(lower - start_pose, start_pose - upper) > self.safety.rest_tolerance
+        found = ", ".join(
+            f"{self.kinds.names[i]} at {start_pose[i]:.4g}, outside {lower[i]:.4g} to {upper[i]:.4g}"
+            for i in np.flatnonzero(beyond & ~self.kinds.is_velocity)
+        )
+        return found and (
+            f"on_stop=rest cannot lead the arm back to its start pose, which has {found} (safety.joint_limits): at the "
+            "end it will hold, and the run will have failed. Stop it, and begin within the limits or widen them."
+        )

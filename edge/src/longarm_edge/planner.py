@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from longarm_edge.action_queue import ActionChunk, ActionQueue, Drop
+from longarm_edge.answers import SERVER_STAGES, Reply, Session
 from longarm_edge.backoff import Backoff
 from longarm_edge.guard import RejectedChunkError, check_chunk
 from longarm_edge.link import Link
@@ -15,14 +16,7 @@ from longarm_edge.observation_filter import ObservationFilter, look_at
 from longarm_edge.outcomes import FATAL_AT_REOPEN, OUTCOMES
 from longarm_edge.pace import Pace
 from longarm_edge.patience import Patience
-from longarm_edge.policy_client import (
-    SERVER_STAGES,
-    LateError,
-    PolicyClient,
-    Reply,
-    Session,
-    UnreachableError,
-)
+from longarm_edge.policy_client import LateError, PolicyClient, UnreachableError
 from longarm_edge.repeats import Repeats
 from longarm_edge.replan import Replanner, RoundTrips
 from longarm_edge.robot import CameraError, Observed, RobotReading

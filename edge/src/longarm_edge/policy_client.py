@@ -1,7 +1,6 @@
 """The edge's side of the wire: a session with the policy service, one request in flight."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +10,10 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-import numpy as np
-from google.protobuf.duration_pb2 import Duration
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceStub
+from longarm_edge.answers import Reply, Session, checked_reply, checked_session
 from longarm_edge.frames import pack_frame
 from longarm_edge.robot import RobotReading
 from longarm_edge.settings import AggregateName, EdgeSettings
@@ -28,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Refusals of a session that another try may get past
 PASSING_REASONS = frozenset({Reason.TOO_MANY_SESSIONS, Reason.SHUTTING_DOWN, Reason.HUB_UNREACHABLE})
-SERVER_STAGES = ("queue", "decode", "preprocess", "predict", "postprocess")
+# gRPC's own, in seconds
+LONGEST_CONNECT = 20.0
 
 
 class UnreachableError(Exception):
@@ -71,69 +70,18 @@ class PolicyChoice:
         )
 
 
-@dataclass(frozen=True)
-class Session:
-    """An open session.
-
-    Attributes:
-      session_id: Names it.
-      fingerprint: The policy that answers.
-      action_dim: Values of one action.
-      state_names: What the state of a request holds.
-      cameras: What to send, in the sizes to send.
-      chunk_size: Actions per chunk.
-      model_action_dim: Values of one model-space action, where the session uses real-time chunking; else 0.
-      reply_secret: What every reply of the session carries.
-      notes: What the service says that a person should know, each with what to do about it.
-      n_action_steps: Actions that LeRobot itself executes of a chunk before it asks anew; 0 if unknown.
-      temporal_ensemble_coeff: What the policy's configuration says of it; None if nothing.
-    """
-
-    session_id: str
-    fingerprint: pb.PolicyFingerprint
-    action_dim: int
-    state_names: tuple[str, ...]
-    cameras: tuple[CameraSpec, ...]
-    chunk_size: int
-    model_action_dim: int = 0
-    reply_secret: bytes = field(default=b"", repr=False)
-    notes: tuple[str, ...] = ()
-    n_action_steps: int = 0
-    temporal_ensemble_coeff: float | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answered observation.
-
-    Attributes:
-      sequence: Of the request.
-      episode: Of the request.
-      tick: Of the request: the step of the first action.
-      actions: float32, shape (steps, action_dim), robot units; not yet checked.
-      model_actions: As the policy made them, float32, shape (steps, model_action_dim); not yet checked. None without
-        real-time chunking.
-      server_seconds: The service's own durations by stage.
-      server_total_seconds: From arrival to reply on the service.
-      sent_bytes: Size of the request.
-      received_bytes: Size of the reply.
-    """
-
-    sequence: int
-    episode: int
-    tick: int
-    actions: np.ndarray
-    model_actions: np.ndarray | None
-    server_seconds: Mapping[str, float]
-    server_total_seconds: float
-    sent_bytes: int
-    received_bytes: int
-
-
 class PolicyClient:
     """Talks to one policy service. Not thread-safe: one thread, one request in flight."""
 
-    def __init__(self, address: str, codec: images.Codec, jpeg_quality: int, *, name: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        codec: images.Codec,
+        jpeg_quality: int,
+        *,
+        name: str = "",
+        connect_timeout: float = LONGEST_CONNECT,
+    ) -> None:
         """Dials lazily: nothing is sent before the first call.
 
         Args:
@@ -141,13 +89,15 @@ class PolicyClient:
           codec: How frames travel.
           jpeg_quality: 1 to 100.
           name: Where address leads to, for messages; address itself by default.
+          connect_timeout: Seconds after which an attempt to connect is given up: what takes it may never say a word.
         """
         self.address = address
         self.name = name or address
         self._codec = codec
         self._jpeg_quality = jpeg_quality
         self._encoders = ThreadPoolExecutor(thread_name_prefix="encode")
-        self._channel = _dial(address)
+        self._connect_timeout = min(connect_timeout, LONGEST_CONNECT)
+        self._channel = _dial(address, self._connect_timeout)
         self._stub = PolicyServiceStub(self._channel)
         self._sequence = 0
 
@@ -208,7 +158,7 @@ class PolicyClient:
             raise _translated(error, self.name, timeout) from error
         if description is None:
             raise WireError(Reason.INVALID_REQUEST, "The service ended OpenSession without a session")
-        return _checked_session(description, robot, choice.rtc)
+        return checked_session(description, robot, choice.rtc)
 
     def predict(
         self,
@@ -265,7 +215,7 @@ class PolicyClient:
             raise WireError(
                 Reason.INVALID_REQUEST, f"Expected the reply to sequence, episode and tick {asked}, found {answered}"
             )
-        return _reply(request, response, session), encoded - started, returned - encoded
+        return checked_reply(request, response, session), encoded - started, returned - encoded
 
     def connect(self, timeout: float) -> None:
         """Returns when the service can be reached.
@@ -296,7 +246,7 @@ class PolicyClient:
     def redial(self) -> None:
         """Drops the connection. A dead link can look alive for minutes; a new connection finds out at once."""
         self._channel.close()
-        self._channel = _dial(self.address)
+        self._channel = _dial(self.address, self._connect_timeout)
         self._stub = PolicyServiceStub(self._channel)
 
     def abort(self) -> None:
@@ -320,7 +270,7 @@ class PolicyClient:
         return pack_frame(camera, reading.images[camera.name], self._codec, self._jpeg_quality)
 
 
-def _dial(address: str) -> grpc.Channel:
+def _dial(address: str, connect_timeout: float) -> grpc.Channel:
     return grpc.insecure_channel(
         address,
         options=[
@@ -334,86 +284,13 @@ def _dial(address: str) -> grpc.Channel:
             ("grpc.http2.max_pings_without_data", 0),
             # Its own connection: a closed channel must not leave a dead one behind for the next
             ("grpc.use_local_subchannel_pool", 1),
+            # Not what its name says: how long an attempt may take
+            ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000)),
             ("grpc.initial_reconnect_backoff_ms", 100),
             # Never longer: a tunnel that is up again must not be waited for, and to ask on this machine costs nothing
             ("grpc.max_reconnect_backoff_ms", 100),
         ],
     )
-
-
-def _checked_session(description: pb.SessionDescription, robot: RobotSpec, rtc: RtcConfig | None) -> Session:
-    """Returns description as a Session, after the edge's own look: names map to motors by position."""
-    if tuple(description.action_names) != robot.action_names:
-        raise WireError(
-            Reason.SPEC_MISMATCH,
-            f"Expected the action names {list(robot.action_names)} but the service agreed on "
-            f"{list(description.action_names)}",
-        )
-    if description.state_names and tuple(description.state_names) != robot.state_names:
-        raise WireError(
-            Reason.SPEC_MISMATCH,
-            f"Expected the state names {list(robot.state_names)} but the service agreed on "
-            f"{list(description.state_names)}",
-        )
-    unknown = {camera.name for camera in description.cameras} - {camera.name for camera in robot.cameras}
-    if unknown or description.chunk_size < 1:
-        raise WireError(
-            Reason.SPEC_MISMATCH,
-            f"Expected cameras of the robot and a positive chunk size but the service asks for "
-            f"{sorted(unknown)} and chunks of {description.chunk_size}",
-        )
-    if misfits := [f"{c.name} {c.width}x{c.height}" for c in description.cameras if not images.fits(c.height, c.width)]:
-        raise WireError(Reason.SPEC_MISMATCH, f"The service asks for frames that cannot be sent: {', '.join(misfits)}")
-    coefficient = description.temporal_ensemble_coeff if description.HasField("temporal_ensemble_coeff") else None
-    if coefficient is not None and not math.isfinite(coefficient):
-        raise WireError(Reason.SPEC_MISMATCH, f"Expected a finite temporal_ensemble_coeff, found {coefficient}")
-    if rtc is not None and (not description.supports_rtc or description.model_action_dim < 1):
-        raise WireError(
-            Reason.RTC_UNSUPPORTED,
-            "The service opened the session without real-time chunking. Set aggregate_fn_name=latest_only.",
-        )
-    return Session(
-        session_id=description.session_id,
-        fingerprint=description.fingerprint,
-        action_dim=len(robot.action_names),
-        state_names=tuple(description.state_names),
-        cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in description.cameras),
-        chunk_size=description.chunk_size,
-        model_action_dim=description.model_action_dim if rtc is not None else 0,
-        reply_secret=description.reply_secret,
-        notes=tuple(description.notes),
-        n_action_steps=description.n_action_steps,
-        temporal_ensemble_coeff=coefficient,
-    )
-
-
-def _reply(request: pb.PredictChunkRequest, response: pb.PredictChunkResponse, session: Session) -> Reply:
-    model_actions = None
-    durations = response.durations
-    try:
-        actions = tensors.unpack(response.actions, (response.step_count, session.action_dim))
-        if session.model_action_dim:
-            model_actions = tensors.unpack(response.model_actions, (response.step_count, session.model_action_dim))
-        server_seconds = {stage: _seconds(getattr(durations, f"{stage}_duration")) for stage in SERVER_STAGES}
-        server_total_seconds = _seconds(durations.total_duration)
-    except (tensors.TensorError, OverflowError) as error:
-        raise WireError(Reason.POLICY_RETURNED_INVALID, str(error)) from error
-    return Reply(
-        sequence=response.sequence,
-        episode=response.episode,
-        tick=response.tick,
-        actions=actions,
-        model_actions=model_actions,
-        server_seconds=server_seconds,
-        server_total_seconds=server_total_seconds,
-        sent_bytes=request.ByteSize(),
-        received_bytes=response.ByteSize(),
-    )
-
-
-def _seconds(duration: Duration) -> float:
-    """Returns a duration in seconds. Raises OverflowError if it is none."""
-    return duration.ToTimedelta().total_seconds()
 
 
 def _translated(error: grpc.RpcError, name: str, timeout: float) -> UnreachableError | WireError:

@@ -1,6 +1,7 @@
 """The pose at the start of a run, kept in a file for as long as the arm is in the run's hands.
 
-A run that is killed leaves the file behind: it says that the arm was not left by rule, and where the way back leads.
+A run that is killed, or that cannot leave its arm by rule, leaves the file behind: it says so, and where the way back
+leads.
 """
 
 import fcntl
@@ -15,6 +16,9 @@ import numpy as np
 from longarm_wire.settings import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+# What a pose that is still there means, in words
+WHY_KEPT = "the last run has not left its arm by rule (it was killed, or could not)"
 
 
 def keep(path: Path, names: Sequence[str], pose: np.ndarray) -> None:
@@ -38,9 +42,10 @@ def lock(path: Path, *, required: bool = True) -> int | None:
     Returns None if it cannot be claimed and need not be.
 
     Raises:
-      ConfigurationError: A run that is alive has claimed it, or nothing can be written there and it is required.
+      ConnectionError: Another program has claimed it, and may be done in a while.
+      ConfigurationError: Nothing can be written there, and it is required.
     """
-    beside = path.with_name(f"{path.name}.lock")
+    beside = _lock_file(path)
     try:
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -52,12 +57,29 @@ def lock(path: Path, *, required: bool = True) -> int | None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise ConfigurationError(
-            [f"A run that is alive has the arm: it keeps {path} (safety.pose_file). Stop that run first."]
+        raise ConnectionError(
+            f"A run that is alive has the arm: it keeps {path} (safety.pose_file). Stop that run first."
         ) from None
     except OSError as error:
         logger.warning("cannot lock %s (safety.pose_file): %s", beside, error.strerror)
     return fd
+
+
+def is_claimed(path: Path) -> bool:
+    """Returns whether another program has the arm, as far as this user can tell. Leaves nothing behind."""
+    try:
+        fd = os.open(_lock_file(path), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
 
 
 def is_kept(path: Path) -> bool:
@@ -105,3 +127,7 @@ def forget(path: Path) -> bool:
         logger.error("cannot remove %s (safety.pose_file): %s", path, error.strerror)
         return False
     return True
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")

@@ -44,6 +44,10 @@ class CameraError(ConnectionError):
     """A camera gives no frame. The motors may answer all the same."""
 
 
+class UnheardError(ConnectionError):
+    """A command did not reach the motors, which did not answer. They may answer the next one."""
+
+
 class Observed(Protocol):
     """What can be looked at."""
 
@@ -88,6 +92,10 @@ class Robot(Protocol):
         Args:
           command: What to send.
           sent: Told that it is out. Called before the motors can be read again.
+
+        Raises:
+          UnheardError: The motors were asked something before it, and did not answer.
+          Exception: Whatever else the driver raises.
         """
         ...
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from longarm_edge import as_configured
 from longarm_edge import console as terminal
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
+from longarm_edge.answers import Session
 from longarm_edge.arm import Arm
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.backoff import Backoff
@@ -26,7 +27,7 @@ from longarm_edge.motion import Motion
 from longarm_edge.observation_filter import ObservationFilter
 from longarm_edge.observer import CAPTURES_SHARED, Observer, SharedView
 from longarm_edge.planner import PAUSE_CAP, Planner
-from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, Session, UnreachableError
+from longarm_edge.policy_client import PASSING_REASONS, PolicyChoice, PolicyClient, UnreachableError
 from longarm_edge.priority import ahead_of_others
 from longarm_edge.replan import Replanner
 from longarm_edge.report import Summary, summarize
@@ -186,7 +187,13 @@ class Run:
         self._watchers.start(stack)
         address = self._open_tunnel(stack)
         name = self.tunnel.leads_to if self.tunnel is not None else ""
-        client = PolicyClient(address, settings.image_codec, settings.jpeg_quality, name=name)
+        client = PolicyClient(
+            address,
+            settings.image_codec,
+            settings.jpeg_quality,
+            name=name,
+            connect_timeout=settings.connect_timeout,
+        )
         stack.callback(client.close)
         session = self._open_session(client, signals)
         logger.info(

@@ -81,7 +81,7 @@ class SafetySettings(BaseModel):
     if two answers usually take longer."""
     pose_file: Path | None = None
     """Where the pose at the start is kept while the arm is in the run's hands, so that `longarm-edge leave` can apply
-    on_stop to an arm whose run was killed. Unset: nowhere."""
+    on_stop to an arm whose run was killed, or could not. Unset: nowhere."""
 
 
 class RtcSettings(BaseModel):

@@ -111,6 +111,7 @@ class Leaving:
       heard: Whether last_command reached the arm for all that is known.
       stay: Why the arm does not go back; nothing if it may.
       letting_go: Whether it is let go of by now.
+      seen: Where it was last seen, shape (action_dim); None before the first look.
     """
 
     robot: Robot
@@ -124,6 +125,7 @@ class Leaving:
     heard: bool = True
     stay: str = ""
     letting_go: bool = False
+    seen: np.ndarray | None = None
 
     def __call__(self) -> str | None:
         """Leaves the arm. Never raises: it is let go of whatever happens, and unless all went well the torque stays on.
@@ -221,13 +223,23 @@ class Leaving:
             raise RobotError(f"it stopped on the way to the start pose and holds: {error}") from error
 
     def _look(self) -> np.ndarray:
-        pose = measured_pose(self.robot, self.motion.kinds)
+        self.seen = measured_pose(self.robot, self.motion.kinds)
         self.progress()
-        return pose
+        return self.seen
 
     def _send(self, command: np.ndarray) -> None:
         self.robot.send(command)
         self.progress()
+
+
+def outlook(motion: Motion, leaving: Leaving | None) -> str:
+    """Returns what motors do that cannot be told anything; leaving is what was under way, if anything."""
+    if leaving is not None and leaving.letting_go:
+        return "It was being let go of: its joints may be limp, or hold."
+    drives = motion.kinds.is_velocity.any()
+    return "Its motors go on with the last command that reached them" + (
+        ": what drives goes on driving." if drives else ", if they have power."
+    )
 
 
 def patiently[T](call: Callable[[], T]) -> T:

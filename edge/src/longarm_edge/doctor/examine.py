@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from longarm_edge import __version__
+from longarm_edge import __version__, pose_file
+from longarm_edge.answers import Session
 from longarm_edge.as_configured import remark
 from longarm_edge.doctor.advise import NO_IDLE, Packing, recommend
 from longarm_edge.doctor.findings import Finding, Steps, Verdict, worst
@@ -17,7 +18,7 @@ from longarm_edge.doctor.predict import Plan, Prediction, predict
 from longarm_edge.doctor.tunnel_checks import check_tunnel
 from longarm_edge.lerobot_robot import LeRobotRobot, make_robot
 from longarm_edge.motion import Motion
-from longarm_edge.policy_client import PolicyChoice, PolicyClient, Session, UnreachableError
+from longarm_edge.policy_client import PolicyChoice, PolicyClient, UnreachableError
 from longarm_edge.settings import EdgeSettings
 from longarm_edge.tunnel.tunnel import Ask
 from longarm_wire.errors import Reason, WireError
@@ -82,6 +83,11 @@ class Examination:
         yield from first
         if worst(first) is Verdict.FAILED:
             yield Finding("robot", Verdict.SKIPPED, "not connected: mend what is above first")
+            return False
+        path = self.settings.safety.pose_file
+        if path is not None and pose_file.is_claimed(path):
+            found = f"a run has it, and keeps {path} (safety.pose_file): not connected"
+            yield Finding("robot", Verdict.WARNING, found, "Stop that run to have the robot looked at")
             return False
         stack.callback(robot.disconnect, torque=True)
         try:

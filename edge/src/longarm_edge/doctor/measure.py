@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from longarm_edge.answers import Reply, Session
 from longarm_edge.doctor.advise import Packing
 from longarm_edge.doctor.predict import Costs
 from longarm_edge.frames import pack_frame
-from longarm_edge.policy_client import PolicyClient, Reply, Session
+from longarm_edge.policy_client import PolicyClient
 from longarm_edge.robot import Robot, RobotReading
 from longarm_wire import images
 from longarm_wire.rtc import RtcPrefix

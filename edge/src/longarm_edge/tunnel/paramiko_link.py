@@ -241,7 +241,8 @@ def _check_host_key(transport: _Transport, hop: Hop, route: Route, *, pinned: bo
             raise refusals.turned_away(hop.known_as, transport.greeting) from error
         if not (silent or transport.greeting or transport.remote_version):
             raise refusals.hung_up(hop.known_as) from error
-        said = transport.greeting or transport.goodbye or str(error) or "the connection was closed"
+        nothing = f"it says nothing for {route.settings.connect_timeout:g} s" if silent else "the connection was closed"
+        said = transport.greeting or transport.goodbye or (not silent and str(error)) or nothing
         raise TunnelError(
             Cause.HANDSHAKE,
             f"{hop.known_as} does not complete the SSH handshake ({said}). Check that an SSH server answers there.",
