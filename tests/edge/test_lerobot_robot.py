@@ -328,6 +328,38 @@ def test_the_step_of_a_reading_is_told_when_no_command_is_on_its_way(tmp_path, m
     assert readings == [8]
 
 
+def test_a_robot_that_takes_several_calls_is_looked_at_again_if_it_was_sent_on_meanwhile(tmp_path, monkeypatch) -> None:
+    """The step was that from before: at each chunk the arm leapt by what it had moved while it was read."""
+    from lerobot.robots.so_follower import SOFollower
+
+    monkeypatch.setattr(SOFollower, "is_thread_safe", True, raising=False)
+    flags = ["--robot.port=/dev/null", f"--robot.calibration_dir={tmp_path}"]
+    robot = make_robot({"type": "so101_follower"}, flags, 30)
+    steps, looks, writers = [7], [], []
+
+    def command() -> threading.Thread:
+        def sent() -> None:
+            steps[0] += 1
+
+        writers.append(threading.Thread(target=robot.send, args=(np.zeros(6, np.float32), sent)))
+        writers[-1].start()
+        writers[-1].join(0.3)
+        return writers[-1]
+
+    def look() -> dict[str, float]:
+        looks.append(command().is_alive())
+        return dict.fromkeys(robot.spec.state_names, float(steps[0]))
+
+    monkeypatch.setattr(robot.lerobot, "get_observation", look)
+    monkeypatch.setattr(robot.lerobot, "send_action", lambda _: None)
+    reading = robot.observe(lambda: steps[0])
+    assert looks == [False, True], "commands wait for the second look alone"
+    assert (reading.step, reading.state[0]) == (8, 8)
+    for writer in writers:
+        writer.join(5)
+    assert steps == [9]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

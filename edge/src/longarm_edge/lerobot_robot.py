@@ -11,6 +11,7 @@ import pkgutil
 import tempfile
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from longarm_edge import ports
 from longarm_edge.lerobot_arms import ArmsTorque, composed_of, configuring
 from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
+from longarm_edge.news import News
 from longarm_edge.robot import CameraError, RobotReading, UnheardError
 from longarm_edge.turns import Turns
 from longarm_wire.settings import ConfigurationError
@@ -37,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 # Cameras get this long to be disconnected, all of them together, in seconds, after the motors were let go of
 CAMERA_SECONDS = 5.0
+# Drivers of LeRobot's that hand out an observation again until their robot has sent another (read in lerobot 0.6.1)
+REPEATING = frozenset({"lekiwi_client"})
+# Pause until one of them is asked again, and how long it may hand out what it has in store, in seconds
+NEWS_SECONDS, STORE_SECONDS = 0.01, 0.3
 
 
 @dataclass
@@ -123,6 +129,7 @@ class LeRobotRobot:
         # A robot that says so takes calls from several threads: a command then need not wait for a slow observation
         self._turns = Turns(several=getattr(self._robot, "is_thread_safe", False))
         self._observing = threading.Lock()
+        self._news = News(repeats=self._robot.name in REPEATING)
         self._ports = ports.Held()
         self._touched = self._ready = False
         # Arms whose motors are being configured, or were when that failed
@@ -186,9 +193,7 @@ class LeRobotRobot:
                     camera.capture()
                 except Exception as error:
                     raise CameraError(f"Camera {camera.name} gives no frame: {_in_full(error)}") from error
-            with self._turn(), serving(self._cameras):
-                step = next_step()
-                raw = self._robot.get_observation()
+            raw, step = self._look(next_step)
         self._check_complete(raw, (*self.spec.state_names, *(c.name for c in self.spec.cameras)))
         images = {camera.name: np.asarray(raw[camera.name]) for camera in self.spec.cameras}
         for spec in self.spec.cameras:
@@ -203,8 +208,7 @@ class LeRobotRobot:
     def read_state(self) -> np.ndarray:
         """Returns what the robot feels now, float32 of shape (state_names). No camera is waited for."""
         # Cameras show what they showed last, or nothing
-        with self._turn(), serving(self._cameras, blind=True):
-            raw = self._robot.get_observation()
+        raw, _ = self._look(blind=True)
         self._check_complete(raw, self.spec.state_names)
         return self._state(raw)
 
@@ -258,6 +262,32 @@ class LeRobotRobot:
                 arms = ", ".join(map(str, closed))
                 raise ConnectionError(f"the bus of {arms} had closed: its torque was not taken off")
 
+    def _look(self, next_step: Callable[[], int] = lambda: 0, *, blind: bool = False) -> tuple[Mapping[str, Any], int]:
+        """Returns what LeRobot observes, and the step that was next when the motors were read. Waits for news.
+
+        Raises:
+          ConnectionError: There are none.
+          Exception: Whatever else the driver raises.
+        """
+        began, alone = time.monotonic(), False
+        # What a robot has sent while nobody looked may be old: only what comes once nothing is left of it is current
+        current = not self._news.repeats
+        while True:
+            with self._turn(alone=alone), serving(self._cameras, blind=blind):
+                undisturbed = self._turns.lull()
+                step = next_step()
+                raw = self._robot.get_observation()
+                # A robot that takes several calls may have been sent on meanwhile. Whether its motors were read before
+                # or after that nobody knows: with the wrong step the arm would leap, or go back. So it is looked at
+                # once more, and commands wait for that
+                certain = alone or blind or undisturbed()
+            if not self._news.is_new(raw):
+                current = True
+                time.sleep(NEWS_SECONDS)
+            elif certain and (current or time.monotonic() - began > STORE_SECONDS):
+                return raw, step
+            alone = alone or not certain
+
     def _check_complete(self, raw: Mapping[str, Any], names: Sequence[str]) -> None:
         if missing := [name for name in names if name not in raw]:
             raise ConnectionError(f"The robot {self.spec.robot_type} gave no value for {', '.join(missing)}")
@@ -266,8 +296,8 @@ class LeRobotRobot:
         return np.array([raw[name] for name in self.spec.state_names], np.float32)
 
     @contextlib.contextmanager
-    def _turn(self, *, commands: bool = False) -> Iterator[None]:
-        with self._turns.take(commands=commands):
+    def _turn(self, *, commands: bool = False, alone: bool = False) -> Iterator[None]:
+        with self._turns.take(commands=commands, alone=alone):
             self._torque.free_ports()
             try:
                 yield

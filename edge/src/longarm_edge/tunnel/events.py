@@ -69,6 +69,9 @@ class HostKeyQuestion(_Line):
 Event = Annotated[StateChanged | Probed | Warned | HostKeyQuestion, Field(discriminator="kind")]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
+# The parent's last line. One that dies cannot say it
+END = '"end"'
+
 
 class Order(_Line):
     """The first line to the process: all that it works with. Holds secrets."""

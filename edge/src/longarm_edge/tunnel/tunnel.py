@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from longarm_edge.backoff import Backoff
 from longarm_edge.repeats import Repeats
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
-from longarm_edge.tunnel.events import EVENT, Event, HostKeyQuestion, Order, State, StateChanged, Warned
+from longarm_edge.tunnel.events import END, EVENT, Event, HostKeyQuestion, Order, State, StateChanged, Warned
 from longarm_edge.tunnel.near_end import NearEnd, socket_path
 from longarm_edge.tunnel.settings import SshSettings
 from longarm_wire import exit_codes
@@ -266,7 +266,8 @@ class Tunnel:
                 self._process.stdin.flush()
 
     def _tell_end(self) -> None:
-        """Ends the process's input, which ends the process."""
+        """Says that it ends here, and ends the process's input: without that word it takes us for dead."""
+        self._send_line(END)
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()

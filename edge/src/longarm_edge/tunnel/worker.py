@@ -1,6 +1,7 @@
 """The tunnel's process: connects, watches, reconnects, and reports every change as one line on standard output.
 
-Everything it works with comes over standard input, and it ends when that ends, or when its parent does.
+Everything it works with comes over standard input, and it ends when that ends. If the parent has not said that it ends,
+it is dead, and what it had is cleared away here.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import NoReturn, TextIO
 
 from longarm_edge.backoff import Backoff
 from longarm_edge.tunnel.errors import Cause, PermanentTunnelError, TunnelError
-from longarm_edge.tunnel.events import Event, HostKeyQuestion, Order, Probed, State, StateChanged, Warned
+from longarm_edge.tunnel.events import END, Event, HostKeyQuestion, Order, Probed, State, StateChanged, Warned
 from longarm_edge.tunnel.health import HealthProbe, NotAnsweringError
 from longarm_edge.tunnel.host_keys import HostKeys
 from longarm_edge.tunnel.link import Connect, Link, Route
@@ -190,24 +191,49 @@ def main() -> int:
     worker = Worker(order, connect, events)
     signal.signal(signal.SIGTERM, _leave)
     tie(parent, signal.SIGTERM)
-    threading.Thread(target=_listen, args=(worker,), name="orders", daemon=True).start()
+    orders = _Orders(worker, order.directory)
+    threading.Thread(target=orders.listen, name="orders", daemon=True).start()
     try:
         return worker.run()
     finally:
-        if os.getppid() != parent:  # it was killed, and cannot do it any more
-            remove(order.directory)
+        orders.clear_away()
 
 
-def _listen(worker: Worker) -> None:
-    """Passes answers on; the end of the input means the end of the process."""
-    for line in sys.stdin:
-        worker.answers.put(json.loads(line) is True)
-    worker.stop()
-    # In the middle of connecting nobody looks. Out of there, with everything closed; and if that hangs, without
-    time.sleep(GRACE)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os._exit(exit_codes.FAILED)
+class _Orders:
+    """What the parent says after its order, until it ends or dies."""
+
+    def __init__(self, worker: Worker, directory: str) -> None:
+        self._worker = worker
+        self._directory = directory
+        self._over = threading.Event()
+        self._orphaned = False
+
+    def listen(self) -> None:
+        """Passes answers on; the end of the input means the end of the process."""
+        end_was_said = False
+        for line in sys.stdin:
+            if line.strip() == END:
+                end_was_said = True
+            else:
+                self._worker.answers.put(json.loads(line) is True)
+        self._orphaned = not end_was_said
+        if self._orphaned:
+            # Here, where the signal of its death cannot interrupt it
+            remove(self._directory)
+        self._over.set()
+        self._worker.stop()
+        # In the middle of connecting nobody looks. Out of there, with everything closed; and if that hangs, without
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(exit_codes.FAILED)
+
+    def clear_away(self) -> None:
+        """Sees to it that the directory of a parent that is dead is removed: it cannot do it any more."""
+        # The signal of its death may be here before the end of the input
+        self._over.wait(GRACE)
+        if self._orphaned:
+            remove(self._directory)  # with what was being made there meanwhile
 
 
 def _leave(*_: object) -> NoReturn:
