@@ -42,7 +42,7 @@ class News:
         self.repeats |= self._varies
         if self.repeats and now - self._since > SILENCE_SECONDS:
             raise ConnectionError(
-                f"it has sent nothing new for more than {SILENCE_SECONDS:g} s; check that it is on, that its host runs, "
-                "and the network to it"
+                f"it has sent nothing new for more than {SILENCE_SECONDS:g} s; check that it is on, that its host "
+                "runs, and the network to it"
             )
         return not self.repeats
