@@ -174,9 +174,19 @@ def test_metrics_tell_what_happened(clock, robot) -> None:
     assert value("longarm_edge_action_age_seconds_count") == 4
 
 
+def test_a_reason_to_stop_does_not_wait_for_a_tick_that_is_far_away(clock, robot) -> None:
+    """At 0.3 ticks a second one Ctrl-C was said to have met a call to the robot that hangs."""
+    loop = replace(make_loop(clock, robot), fps=0.3)
+    fill(loop, clock, 5)
+    loop.stop_reason = lambda now: "enough" if now > 101 else None
+    assert loop.run() == "enough"
+    assert clock.time < 102
+    assert len(robot.sent) == 1
+
+
 class TestStopRule:
     def leave(
-        self, robot, clock, *, at_once=lambda: False, last: float = 30, heard: bool = True, **safety
+        self, robot, clock, *, at_once=lambda: False, last: float = 30, heard: bool = True, fps: float = FPS, **safety
     ) -> str | None:
         robot.stands = robot.stands or last
         return Leaving(
@@ -184,7 +194,7 @@ class TestStopRule:
             motion=Motion.plan(robot, SafetySettings(**safety)),
             start_pose=np.zeros(3, np.float32),
             last_command=np.full(3, last, np.float32),
-            fps=FPS,
+            fps=fps,
             clock=clock,
             at_once=at_once,
             heard=heard,
@@ -209,6 +219,20 @@ class TestStopRule:
         assert all(0 <= before - after < 1 for before, after in itertools.pairwise(path))
         assert robot.sent[-1][0] - robot.sent[0][0] == pytest.approx(2.0, abs=2 / FPS)
         assert robot.torque is None, "at rest the robot's own configuration decides"
+
+    @pytest.mark.parametrize("fps", [0.2, 1.0, 5.0])
+    def test_the_way_back_of_a_run_at_few_ticks_a_second_is_smooth_and_no_faster(self, robot, clock, fps) -> None:
+        """At one tick a second an arm was sent home in leaps of 30 degrees."""
+        assert self.leave(robot, clock, on_stop=StopRule.REST, rest_seconds=2.0, fps=fps) is None
+        path = [command[0] for _, command in robot.sent]
+        assert max(before - after for before, after in itertools.pairwise(path)) < 1
+        assert robot.sent[-1][0] - robot.sent[0][0] == pytest.approx(2.0, abs=2 / FPS)
+        robot.sent.clear()
+        robot.stands = 30.0
+        bound = 3.0 / fps  # 3 a second, so that it takes 10
+        assert self.leave(robot, clock, on_stop=StopRule.REST, max_step=bound, fps=fps) is None
+        assert robot.sent[-1][1].tolist() == [0, 0, 0]
+        assert robot.sent[-1][0] - robot.sent[0][0] >= 10 - 2 / FPS
 
     def test_a_command_that_hung_on_the_way_back_is_not_made_up_for_in_a_burst(self, robot, clock) -> None:
         send = robot.send

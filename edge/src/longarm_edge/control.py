@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # A laptop that was closed for this long, in seconds, has come back to another scene
 SUSPENDED_SECONDS = 0.5
+# How often is looked for a reason to stop while a tick is waited for, in seconds
+LOOK_SECONDS = 0.2
 # A robot that keeps a tick from ending for this long, in periods and at least in seconds, hangs
 STUCK_PERIODS = 5
 STUCK_SECONDS = 0.2
@@ -43,7 +45,7 @@ class ControlLoop:
       last_command: The command before the next one, shape (action_dim): the measured pose before the first, NaN where
         it is not known.
       after_tick: Called when a tick's command is out and the rest of the period is free.
-      stop_reason: Returns why to stop, or None to go on. Called once a tick.
+      stop_reason: Returns why to stop, or None to go on. Called before each tick, and in a long wait for one.
       first_command: The first command that went out, shape (action_dim); None before it.
       last_tick_at: When the last tick ended, None before the first.
       next_tick: The tick that what is seen now belongs to.
@@ -77,10 +79,7 @@ class ControlLoop:
         schedule = Schedule(self.clock.now(), self.fps)
         tick = 0
         while max_ticks is None or tick < max_ticks:
-            self.clock.sleep_until(schedule.due(tick))
-            if self._cancelled:
-                return "cancelled"
-            if reason := self.stop_reason(self.clock.now()):
+            if reason := self._wait_until(schedule.due(tick)):
                 return reason
             if self.clock.suspended() > SUSPENDED_SECONDS:
                 self.queue.expire()
@@ -95,6 +94,18 @@ class ControlLoop:
             self.last_tick_at = self.clock.now()
             tick = following
         return "the duration is over"
+
+    def _wait_until(self, due: float) -> str | None:
+        """Returns at due, or with a reason to stop: a period may be longer than anybody waits for the end."""
+        while True:
+            until = min(due, self.clock.now() + LOOK_SECONDS)
+            self.clock.sleep_until(until)
+            if self._cancelled:
+                return "cancelled"
+            if reason := self.stop_reason(self.clock.now()):
+                return reason
+            if until >= due:
+                return None
 
     def _execute(self, tick: int) -> tuple[Tick, float | None, int | None]:
         """Returns how the tick ended, and the age and the chunk of its action."""

@@ -6,7 +6,7 @@ can spring once it can, and it is the arm that has to arrive.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ LIMIT_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 # An arm stands if so many looks, so many seconds apart, agree
 LOOKS, LOOK_SECONDS = 3, 0.1
+# A way of few commands is one of leaps: there are at least so many a second
+LEAST_FPS = 30.0
 # What counts as a movement, in tolerances
 MOVEMENT = 0.1
 
@@ -36,10 +38,10 @@ class WayBack:
       look: Returns where the arm stands, float32 of shape (names), NaN for a joint that nobody measures. Raises what
         says that it cannot.
       send: Sends one command, same shape. Raises what says that it cannot.
-      guard: The bounds of commands.
+      guard: The bounds of commands of the run, one each 1/fps seconds.
       seconds: How long the way takes, if the guard and the robot allow.
       tolerance: How far a joint may be from where it should be, robot units.
-      fps: Commands per second.
+      fps: Commands per second of the run.
       clock: Tells the time.
       at_once: Whether to end the way here.
     """
@@ -66,6 +68,9 @@ class WayBack:
           AstrayError: The arm does not get there, and why.
           Exception: Whatever look and send raise.
         """
+        fps = max(self.fps, LEAST_FPS)
+        # More of them a second, and no faster
+        guard = replace(self.guard, max_step=self.guard.max_step * np.float32(self.fps / fps))
         begin = self.clock.now()
         here, stands = standing(self.look, self.tolerance, self.clock)
         if not stands:
@@ -74,7 +79,7 @@ class WayBack:
         # A joint that carries something stands below its command all the time; one may be pressed against something
         ahead = _ahead(command, here)
         lowest, highest = np.minimum(ahead, 0) - self.tolerance, np.maximum(ahead, 0) + self.tolerance
-        start, ticks = command, max(1, round(self.seconds * self.fps))
+        start, ticks = command, max(1, round(self.seconds * fps))
         # The speed of smoothstep where it is fastest
         fastest = 1.5 * np.abs(end - start) / ticks
         tick, due = 0, self.clock.now()
@@ -93,7 +98,7 @@ class WayBack:
             step = np.clip(target - command, -fastest, fastest)
             waits = ((step > 0) & (ahead >= highest)) | ((step < 0) & (ahead <= lowest))
             before = command
-            command, _ = self.guard.clamp((command + np.where(waits, 0, step)).astype(np.float32), before)
+            command, _ = guard.clamp((command + np.where(waits, 0, step)).astype(np.float32), before)
             self.send(command)
             here, now = self.look(), self.clock.now()
             if tick <= ticks or (command != before).any() or (_apart(here, seen) > MOVEMENT * self.tolerance).any():
@@ -104,7 +109,7 @@ class WayBack:
                 raise AstrayError(f"it does not reach the start pose and holds: {self._difference(here, end)}")
             tick += 1
             # A command that took long is not made up for in a burst
-            due = max(due + 1 / self.fps, now)
+            due = max(due + 1 / fps, now)
         raise AstrayError(
             f"it did not reach the start pose within {LIMIT_SECONDS:g} s and holds: max_step is small or it is slow"
         )
