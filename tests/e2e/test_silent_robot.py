@@ -1,13 +1,19 @@
 """A robot that sends by itself, and falls silent: LeRobot's lekiwi_client then hands out the last observation again."""
 
+import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lerobot.robots.earthrover_mini_plus import EarthRoverMiniPlusConfig
 from lerobot.robots.lekiwi import LeKiwiClientConfig
+from lerobot.robots.unitree_g1.g1_utils import G1_29_JointIndex
+from lerobot.robots.unitree_g1.unitree_g1 import G1_29_LowState, UnitreeG1
 from rich.console import Console
 
 from longarm_edge.lerobot_robot import LeRobotRobot
@@ -128,3 +134,42 @@ def test_where_it_stands_is_not_where_it_stood_when_nobody_looked(kiwi: Kiwi, ro
     kiwi.state[ARM[0]] = 60.0
     assert robot.observe().state[0] == 60
     robot.disconnect(torque=None)
+
+
+TELEMETRY = dict.fromkeys(("speed", "battery", "orientation", "latitude", "longitude", "gps_signal", "signal_level",
+                           "vibration", "lamp"), 1.5)  # fmt: skip
+
+
+def test_a_rover_that_is_gone_is_not_noticed(tmp_path: Path) -> None:
+    """As docs/safety.md says: its driver makes a new observation of what it heard last."""
+
+    class Sdk(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(TELEMETRY).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    rover = LeRobotRobot(EarthRoverMiniPlusConfig(id="rover", calibration_dir=tmp_path), 30.0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sdk) as sdk:
+        threading.Thread(target=sdk.serve_forever, daemon=True).start()
+        rover.lerobot.sdk_base_url = f"http://127.0.0.1:{sdk.server_port}"
+        rover.connect()
+        heard = rover.observe().state
+        sdk.shutdown()
+    assert rover.observe().state.tolist() == heard.tolist()
+    rover.disconnect(torque=None)
+
+
+def test_a_humanoid_that_says_nothing_any_more_is_not_noticed() -> None:
+    """As docs/safety.md says. Its SDK is not needed for what its driver makes of the last message."""
+    humanoid = object.__new__(UnitreeG1)
+    humanoid._lowstate_lock, humanoid._lowstate, humanoid._cameras = threading.Lock(), G1_29_LowState(), {}
+    for motor in G1_29_JointIndex:
+        humanoid._lowstate.motor_state[motor].q = 1.0
+    first, again = humanoid.get_observation(), humanoid.get_observation()
+    assert first == again
+    assert first is not again
