@@ -39,9 +39,10 @@ logger = logging.getLogger(__name__)
 
 # Cameras get this long to be disconnected, all of them together, in seconds, after the motors were let go of
 CAMERA_SECONDS = 5.0
-# Drivers of LeRobot's that hand out an observation again until their robot has sent another (read in lerobot 0.6.1)
-REPEATING = frozenset({"lekiwi_client"})
-# Pause until one of them is asked again, and how long it may hand out what it has in store, in seconds
+# Drivers of LeRobot's that keep what their robot sends in store, and hand out the last again once it is empty (read in
+# lerobot 0.6.1)
+STORING = frozenset({"lekiwi_client"})
+# Pause until a driver that had nothing new is asked again, and how long one may hand out its store, in seconds
 NEWS_SECONDS, STORE_SECONDS = 0.01, 0.3
 
 
@@ -129,7 +130,8 @@ class LeRobotRobot:
         # A robot that says so takes calls from several threads: a command then need not wait for a slow observation
         self._turns = Turns(several=getattr(self._robot, "is_thread_safe", False))
         self._observing = threading.Lock()
-        self._news = News(repeats=self._robot.name in REPEATING)
+        self._stores = self._robot.name in STORING
+        self._news = News(repeats=self._stores)
         self._ports = ports.Held()
         self._touched = self._ready = False
         # Arms whose motors are being configured, or were when that failed
@@ -271,7 +273,7 @@ class LeRobotRobot:
         """
         began, alone = time.monotonic(), False
         # What a robot has sent while nobody looked may be old: only what comes once nothing is left of it is current
-        current = not self._news.repeats
+        current = not self._stores
         while True:
             with self._turn(alone=alone), serving(self._cameras, blind=blind):
                 undisturbed = self._turns.lull()

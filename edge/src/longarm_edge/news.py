@@ -14,15 +14,11 @@ SILENCE_SECONDS = 0.3
 
 
 class News:
-    """Knows the observation that was handed out last.
-
-    Attributes:
-      repeats: Whether the driver is known to hand out one again until there is another.
-    """
+    """Knows the observation that was handed out last."""
 
     def __init__(self, *, repeats: bool) -> None:
-        """Has seen none."""
-        self.repeats = self._varies = repeats
+        """Has seen none; repeats: whether the driver is known to hand out one again until there is another."""
+        self._varies = repeats
         self._last: Mapping[str, Any] | None = None
         self._since = 0.0
 
@@ -39,10 +35,9 @@ class News:
             self._varies |= self._last is not None
             self._last, self._since = observation, now
             return True
-        self.repeats |= self._varies
-        if self.repeats and now - self._since > SILENCE_SECONDS:
+        if self._varies and now - self._since > SILENCE_SECONDS:
             raise ConnectionError(
                 f"it has sent nothing new for more than {SILENCE_SECONDS:g} s; check that it is on, that its host "
                 "runs, and the network to it"
             )
-        return not self.repeats
+        return not self._varies
