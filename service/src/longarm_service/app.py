@@ -133,8 +133,9 @@ class Service:
             stack.push_async_callback(server.stop, grace=FAREWELL_SECONDS)
             stack.callback(self._gate.close)
             self._failed = asyncio.get_running_loop().create_future()
-            housekeeping = asyncio.create_task(self._keep_house(), name="keep house")
-            stack.callback(housekeeping.cancel)
+            # Apart, since a policy that is loaded anew takes minutes
+            for task in (self._expire_sessions(), self._keep_house()):
+                stack.callback(asyncio.create_task(task, name=task.__name__).cancel)
             self._announce(stack)
             self._stack = stack.pop_all()
         return self
@@ -248,11 +249,15 @@ class Service:
             raise StartupError(f"Cannot write {path} (announce): {error.strerror}.") from error
         stack.callback(path.unlink, missing_ok=True)
 
+    async def _expire_sessions(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_AFTER_SECONDS)
+            self._sessions.expire()
+
     async def _keep_house(self) -> None:
         try:
             while True:
                 await asyncio.sleep(LOOK_AFTER_SECONDS)
-                self._sessions.expire()
                 await self._look_after_policies()
         except StartupError as error:
             assert self._failed is not None  # noqa: S101 - set before
