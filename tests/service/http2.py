@@ -8,6 +8,7 @@ from typing import Self
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
+INITIAL_WINDOW = 4
 CANCEL, ENHANCE_YOUR_CALM = 8, 11
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -46,6 +47,35 @@ class Connection:
             self._received += data
 
 
+def accepted(connection: Connection, streams: Iterable[int], size: int) -> int:
+    """Returns how many bytes are taken of requests, each the beginning of one of so many bytes, until no more are."""
+    left = dict.fromkeys(streams, size)
+    windows = dict.fromkeys([0, *left], 65535)
+    initial = 65535
+    for stream in left:
+        connection.socket.sendall(frame(DATA, 0, stream, b"\0" + struct.pack(">I", size + 1)))
+        windows[stream] -= 5
+        windows[0] -= 5
+    while True:
+        before = sum(left.values())
+        for kind, stream, content in connection.frames(0.3):
+            if kind == WINDOW_UPDATE:
+                windows[stream] += struct.unpack(">I", content)[0]
+            for at in range(0, len(content) if kind == SETTINGS else 0, 6):
+                name, value = struct.unpack(">HI", content[at : at + 6])
+                if name == INITIAL_WINDOW:
+                    windows |= {stream: windows[stream] + value - initial for stream in left}
+                    initial = value
+            for one in left:
+                while (length := min(windows[0], windows[one], left[one], 16384)) > 0:
+                    connection.socket.sendall(frame(DATA, 0, one, bytes(length)))
+                    for counted in (0, one):
+                        windows[counted] -= length
+                    left[one] -= length
+        if sum(left.values()) == before:
+            return size * len(left) - before
+
+
 def frame(kind: int, flags: int = 0, stream: int = 0, content: bytes = b"") -> bytes:
     """Returns one frame."""
     return struct.pack(">I", len(content))[1:] + struct.pack(">BBI", kind, flags, stream) + content
@@ -59,12 +89,9 @@ def call(path: str, stream: int, *metadata: tuple[str, str]) -> bytes:
     return frame(HEADERS, END_HEADERS, stream, content)
 
 
-def request(stream: int, data: bytes, *, of: int | None = None) -> bytes:
-    """Returns frames of a request: all of it, or the beginning of one of so many bytes."""
-    content = b"\0" + struct.pack(">I", len(data) if of is None else of) + data
-    parts = [content[at : at + 16384] for at in range(0, len(content), 16384)]
-    last = END_STREAM if of is None else 0
-    return b"".join(frame(DATA, last if part is parts[-1] else 0, stream, part) for part in parts)
+def request(stream: int, data: bytes) -> bytes:
+    """Returns the frame of a small request."""
+    return frame(DATA, END_STREAM, stream, b"\0" + struct.pack(">I", len(data)) + data)
 
 
 def hang_up(stream: int) -> bytes:

@@ -48,6 +48,9 @@ CHANNEL_OPTIONS = (
     # A second service on the same port must fail, not take every other robot
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", gate.MAX_STREAMS),
+    # Not as much as the link can do
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", gate.UNREAD_BYTES),
     # Robots ping through their tunnel to notice a dead link; gRPC would hang up on more than one ping in 5 minutes
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -28,21 +28,25 @@ CALLS_PER_SECOND = 250
 BURST_CALLS = 100
 # The same by size: twice what two raw cameras of 640x480 send at 30 Hz
 BYTES_PER_SECOND = 110e6
-# Requests that arrive at a time, beside those of robots that run. The oldest makes room: an honest one takes no time
-MAX_ARRIVING = 128
+# Requests that are read from a connection at a time: each may have 23 MB, and what has come of it is kept. Of others
+# gRPC takes their beginning, enough for 50 Mbit/s at a round trip of 40 ms without waiting for the service's word
+MAX_READ_PER_CONNECTION = 2
+UNREAD_BYTES = 1 << 18
+# Requests that arrive in all, beside those of robots that run. The oldest makes room: an honest one takes no time
+MAX_ARRIVING = 64
 ARRIVAL_SECONDS = 30.0
 # Watches of health at a time, which end when their callers like
 MAX_WATCHING = 32
 # HTTP/2's own limit, for calls that were hung up on before they were paid for: gRPC refuses further ones before they
 # cost Python anything. More than a client has that keeps to the above, since gRPC's clients hang at it
-MAX_STREAMS = 2 * MAX_CALLS_PER_CONNECTION
+MAX_STREAMS = MAX_CALLS_PER_CONNECTION + 16
 # So many connections over which no robot runs have their whole pace. Where more of them call, they share it
 STRANGERS_AT_FULL_PACE = 2
 # How old their number may be
 COUNT_SECONDS = 0.1
 # Connections at a time. Further ones are closed at once, while there are files left to open
 MAX_STRANGERS = 128
-CONNECTIONS_PER_SESSION = 4
+CONNECTIONS_PER_SESSION = 2
 
 # Not a generic class as it runs, only as its stubs have it
 type Handler = grpc.RpcMethodHandler[Any, Any]
@@ -67,6 +71,8 @@ class Gate(grpc.aio.ServerInterceptor):
         self._unknown: Handler = grpc.stream_unary_rpc_method_handler(self._refuse_unknown)
         # Calls in progress per connection
         self._calls: Counter[str] = Counter()
+        # Per connection with calls: what of it is read
+        self._turns: dict[str, asyncio.Semaphore] = {}
         # Of strangers whose requests arrive, how long they are waited for, oldest first
         self._arriving: dict[asyncio.Timeout, None] = {}
         self._watching_count = 0
@@ -117,6 +123,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._calls[peer] -= 1
                 if not self._calls[peer]:
                     del self._calls[peer]
+                    self._turns.pop(peer, None)
 
         async def next_request(context: Context) -> Any:
             try:
@@ -162,8 +169,9 @@ class Gate(grpc.aio.ServerInterceptor):
     async def _arrived(self, context: Context) -> bytes | None:
         """Returns the call's next request, or None at the end of a stream."""
         peer = context.peer()
+        turn = self._turns.setdefault(peer, asyncio.Semaphore(MAX_READ_PER_CONNECTION))
         try:
-            async with asyncio.timeout(ARRIVAL_SECONDS) as patience:
+            async with asyncio.timeout(ARRIVAL_SECONDS) as patience, turn:
                 with self._waited_for(peer, patience):
                     data = await context.read()
                     if data is not grpc.aio.EOF:
