@@ -137,8 +137,8 @@ class Service:
             stack.callback(self._gate.close)
             self._failed = asyncio.get_running_loop().create_future()
             # Apart, since a policy that is loaded anew takes minutes
-            for task in (self._expire_sessions(), self._keep_house()):
-                stack.callback(asyncio.create_task(task, name=task.__name__).cancel)
+            for chore in (self._expire_sessions, self._keep_house):
+                stack.callback(asyncio.create_task(chore(), name=chore.__name__).cancel)
             self._announce(stack)
             self._stack = stack.pop_all()
         return self

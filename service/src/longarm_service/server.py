@@ -308,8 +308,13 @@ async def _processors(policy: ServedPolicy, robot: RobotSpec) -> SessionProcesso
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
-        opening.add_done_callback(lambda opened: opened.exception() or opened.result().close())
+        opening.add_done_callback(_close_opened)
         raise
+
+
+def _close_opened(opening: asyncio.Task[SessionProcessors]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _give_up(opening: asyncio.Task[Lease]) -> None:
