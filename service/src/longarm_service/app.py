@@ -48,7 +48,7 @@ CHANNEL_OPTIONS = (
     # A second service on the same port must fail, not take every other robot
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", gate.MAX_STREAMS),
-    # Not as much as the link can do
+    # Of requests that nobody reads yet; by itself gRPC takes as much of them as the link can carry
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", gate.UNREAD_BYTES),
     # Robots ping through their tunnel to notice a dead link; gRPC would hang up on more than one ping in 5 minutes

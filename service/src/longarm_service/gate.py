@@ -32,7 +32,8 @@ BYTES_PER_SECOND = 110e6
 # gRPC takes their beginning, enough for 50 Mbit/s at a round trip of 40 ms without waiting for the service's word
 MAX_READ_PER_CONNECTION = 2
 UNREAD_BYTES = 1 << 18
-# Requests that arrive in all, beside those of robots that run. The oldest makes room: an honest one takes no time
+# Requests that arrive in all, beside those of robots that run. Of the connection with the most calls the oldest makes
+# room: an honest one takes no time
 MAX_ARRIVING = 64
 ARRIVAL_SECONDS = 30.0
 # Watches of health at a time, which end when their callers like
@@ -73,16 +74,18 @@ class Gate(grpc.aio.ServerInterceptor):
         self._calls: Counter[str] = Counter()
         # Per connection with calls: what of it is read
         self._turns: dict[str, asyncio.Semaphore] = {}
-        # Of strangers whose requests arrive, how long they are waited for, oldest first
-        self._arriving: dict[asyncio.Timeout, None] = {}
+        # Of strangers whose requests arrive, how long they are waited for, oldest first, and over which connection
+        self._arriving: dict[asyncio.Timeout, str] = {}
         self._watching_count = 0
         # Per connection: when it will have paid for its calls so far
         self._paid_at: dict[str, float] = {}
         self._counted_at = clock()
         self._payments: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def close(self) -> None:
-        """Ends calls that wait for their turn: the server ends with its last call."""
+        """Lets nobody wait for their turn any more: the server ends with its last call."""
+        self._closed = True
         for payment in self._payments:
             payment.cancel()
 
@@ -186,10 +189,11 @@ class Gate(grpc.aio.ServerInterceptor):
             yield
             return
         while len(self._arriving) >= MAX_ARRIVING:
-            oldest = next(iter(self._arriving))
-            del self._arriving[oldest]
-            oldest.reschedule(0)
-        self._arriving[patience] = None
+            # Of the connection with the most calls, the oldest: of its calls that wait to be read, another follows
+            spared = max(self._arriving, key=lambda other: self._calls[self._arriving[other]])
+            del self._arriving[spared]
+            spared.reschedule(0)
+        self._arriving[patience] = peer
         try:
             yield
         finally:
@@ -200,7 +204,8 @@ class Gate(grpc.aio.ServerInterceptor):
         peer = context.peer()
         # Strangers share a pace: of many connections, each has less
         share = 1.0 if self._is_known(peer) else max(1.0, self._strangers() / STRANGERS_AT_FULL_PACE)
-        if (wait := self._pay(peer, share / CALLS_PER_SECOND)) <= 0:
+        wait = self._pay(peer, share / CALLS_PER_SECOND)
+        if wait <= 0 or self._closed:
             return
         payment = asyncio.create_task(asyncio.sleep(wait), name="payment")
         self._payments.add(payment)
