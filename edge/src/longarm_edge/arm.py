@@ -72,8 +72,8 @@ class Arm:
             self._signals.check()
             if self._clock.now() > give_up_at:
                 raise ConnectionError(
-                    f"The robot has not connected, or given its first observation, for {CONNECT_SECONDS:g} s. Check its "
-                    "power, its cables and its cameras"
+                    f"The robot has not connected, or given its first observation, for {CONNECT_SECONDS:g} s. Check "
+                    "its power, its cables and its cameras"
                 )
 
         pose = looked_after(aside(self._connect, "connect"), look)
