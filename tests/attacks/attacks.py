@@ -22,6 +22,7 @@ from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.images import Codec
 from tests.attacks.pictures import HOSTILE_JPEGS, HOSTILE_PNGS
 from tests.attacks.target import CAMERAS, HEIGHT, WIDTH, Target, picture, tolerant
+from tests.service import http2
 from tests.service.fakes import robot
 
 Step = Callable[[], Any]
@@ -211,6 +212,56 @@ def calls_without_end(target: Target) -> Iterable[tuple[str, Step]]:
 
 
 @family
+def floods(target: Target) -> Iterable[tuple[str, Step]]:
+    """Calls that are hung up on, of methods that there are and are not, with metadata, and bodies without end."""
+    get, predict = f"{SERVICE}/GetServiceInfo", f"{SERVICE}/PredictChunk"
+    many = [(f"x-{number}", "y") for number in range(200)]
+
+    def flood(path: str, metadata: list[tuple[str, str]], *, hang_up: bool) -> None:
+        with contextlib.suppress(OSError), http2.Connection(target.port) as connection:
+            for first in range(1, 2000, 100):
+                streams = range(first, first + 100, 2)
+                connection.socket.sendall(b"".join(http2.call(path, stream, *metadata) for stream in streams))
+                if hang_up:
+                    connection.socket.sendall(b"".join(map(http2.hang_up, streams)))
+
+    def bodies() -> None:
+        with contextlib.suppress(OSError), http2.Connection(target.port) as connection:
+            streams = range(1, 61, 2)
+            connection.socket.sendall(b"".join(http2.call(predict, stream) for stream in streams))
+            http2.accepted(connection, streams, 20 << 20)
+
+    for path in (get, predict, "/grpc.health.v1.Health/Watch", "/no.such.Service/Method"):
+        yield f"hung up on: {path}", functools.partial(flood, path, [], hang_up=True)
+        yield f"not ended: {path}", functools.partial(flood, path, [], hang_up=False)
+    yield "metadata", functools.partial(flood, get, many, hang_up=True)
+    yield "large metadata", functools.partial(flood, get, [("x", "y" * 7000)], hang_up=True)
+    yield "bodies without end", bodies
+
+
+@family
+def names_of_policies(target: Target) -> Iterable[tuple[str, Step]]:
+    """What is no checkpoint, and must be said so by whatever looks for it."""
+    for name in (
+        "/proc",
+        "/dev/zero",
+        "/dev/stdin",
+        "..",
+        "\n\r\0",
+        "~root",
+        "a" * 4000,
+        "观" * 4000,
+        "a/b/c@d",
+        "/" * 4000,
+    ):
+        request = target.opening(pretrained_name_or_path=name)
+        yield (
+            name[:20],
+            functools.partial(tolerant, lambda timeout, r=request: [*target.stub.OpenSession(r, timeout=timeout)]),
+        )
+
+
+@family
 def connections(target: Target) -> Iterable[tuple[str, Step]]:
     """What no client of gRPC would send, to both ports."""
     kept: list[socket.socket] = []
@@ -232,6 +283,8 @@ def connections(target: Target) -> Iterable[tuple[str, Step]]:
         ("settings", target.port, preface + b"\0\0\0\x04\0\0\0\0\0" * 10_000),
         ("a frame of 16 MB", target.port, preface + b"\xff\xff\xff\0\0\0\0\0\1" + bytes(100_000)),
         ("noise", target.port, bytes(range(256)) * 400),
+        ("HTTP/1", target.port, b"POST / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n"),
+        ("half of TLS", target.port, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)),
         ("half a request for metrics", target.metrics_port, b"GET /metrics HTTP/1.1\r\nHost: a\r\n"),
         ("headers without end", target.metrics_port, b"GET /metrics HTTP/1.1\r\n" + b"a: b\r\n" * 20_000),
         ("metrics", target.metrics_port, b"GET /metrics HTTP/1.0\r\n\r\n"),

@@ -20,6 +20,7 @@ from longarm_edge.schedule import MonotonicClock
 from longarm_edge.settings import SafetySettings
 from longarm_edge.stop import Signals
 from longarm_wire import exit_codes
+from longarm_wire.settings import ConfigurationError
 from tests.e2e.conftest import EdgeRun, until
 
 
@@ -187,7 +188,7 @@ def test_after_a_killed_run_an_arm_that_cannot_be_read_is_not_dropped(edge, arm,
     arm.read_faults = [ConnectionError("Incorrect status packet!")] * 3
     result = edge(safety=SafetySettings(on_stop="rest", pose_file=path)).go()
     assert "Incorrect status packet!" in result.reason
-    assert "it is not known where the way back begins" in result.reason
+    assert "where it stands was never seen" in result.reason
     assert arm.torque
     assert json.loads(path.read_text()) == KILLED_AT
 
@@ -264,6 +265,16 @@ def test_two_runs_with_one_pose_file_do_not_both_connect(edge, arm, tmp_path, mo
     monkeypatch.setattr(arm, "connect", meanwhile)
     assert edge(duration=0.5, safety=settings).go().exit_code == exit_codes.DONE
     assert refusals
+
+
+def test_a_pose_that_cannot_be_kept_takes_no_word_about_the_arm_along(edge, arm, tmp_path, monkeypatch) -> None:
+    """The torque stayed on under `release`, and only tracebacks told."""
+    monkeypatch.setattr(arm, "disconnect", Mock(side_effect=ConnectionError("Incorrect status packet!")))
+    monkeypatch.setattr(pose_file, "keep", Mock(side_effect=ConfigurationError(["No space left on device"])))
+    settings = SafetySettings(on_stop="release", pose_file=tmp_path / "pose.json")
+    with pytest.raises(ConfigurationError, match="No space left") as caught:
+        edge(duration=0.5, safety=settings).go()
+    assert "The arm was not left as wanted (on_stop=release)" in str(caught.value)
 
 
 def test_a_run_whose_arm_another_one_has_may_be_tried_again(edge, arm, tmp_path) -> None:
@@ -434,6 +445,17 @@ def test_ctrl_c_ends_a_run_whose_robot_hangs_at_the_start(edge, arm, hang, metho
     assert time.monotonic() - started < 15
     assert result.exit_code in (exit_codes.INTERRUPTED, exit_codes.FAILED)
     assert result.reason.startswith("interrupted by SIGINT")
+    assert arm.commands == []
+
+
+@pytest.mark.parametrize("method", ["connect", "get_observation"])
+def test_a_robot_that_hangs_at_the_start_ends_the_run(edge, arm, hang, monkeypatch, method: str) -> None:
+    """It waited for good, without a word."""
+    monkeypatch.setattr("longarm_edge.arm.CONNECT_SECONDS", 0.5)
+    hang(method)
+    result = edge(duration=0).go()
+    assert result.exit_code == exit_codes.FAILED
+    assert "The robot has not connected, or given its first observation, for 0.5 s" in result.reason
     assert arm.commands == []
 
 

@@ -7,6 +7,7 @@ command was from the one before, what drives on, and what becomes of the torque.
 import os
 import re
 import signal
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,7 +33,18 @@ from longarm_edge.settings import EdgeSettings, SafetySettings
 from longarm_wire import exit_codes
 from longarm_wire.specs import PolicySpec
 from tests.e2e.conftest import EdgeRun, RunningService, Script, until
-from tests.e2e.fake_robots import HEIGHT, KINDS, START, WIDTH, FakeArmConfig, Hardware, make_fake, make_hardware
+from tests.e2e.fake_robots import (
+    HEIGHT,
+    KINDS,
+    START,
+    WIDTH,
+    Bus,
+    FakeArm,
+    FakeArmConfig,
+    Hardware,
+    make_fake,
+    make_hardware,
+)
 
 # A step of the policy, and half a step for what a tick more or less makes of it
 NORMAL_STEP = 1.5
@@ -346,8 +358,9 @@ def test_lost_camera(bench: Bench, rule: str) -> None:
         assert all(bus.torque is (bench.kind == "wheels only") for bus in bench.hardware.buses.values())
 
 
+@pytest.mark.parametrize("rule", ["hold", "rest"])
 @pytest.mark.parametrize("fault", ["does not connect", "gives nothing", "hangs"])
-def test_no_camera_at_the_start(bench: Bench, monkeypatch, fault: str) -> None:
+def test_no_camera_at_the_start(bench: Bench, monkeypatch, fault: str, rule: str) -> None:
     """What a killed run left driving drove on for as long as nobody mended the camera."""
     camera = bench.hardware.camera
     wheels = [bus.wheels for bus in bench.hardware.buses.values()]
@@ -364,28 +377,54 @@ def test_no_camera_at_the_start(bench: Bench, monkeypatch, fault: str) -> None:
             until(lambda: camera.is_connected and not bench.hardware.driving, "stopped")
             os.kill(os.getpid(), signal.SIGINT)
 
+    for bus in bench.hardware.buses.values():
+        bus.torque = True
     with camera.wait.hanging() if fault != "gives nothing" else nullcontext():
-        result = bench.start(stopped)
+        result = bench.start(stopped, safety=SafetySettings(on_stop=rule))
     assert not bench.hardware.driving
     if fault == "hangs":
         assert result.exit_code == exit_codes.INTERRUPTED
     else:
         assert result.exit_code == exit_codes.FAILED
         assert result.reason.startswith("Camera front gives no frame: ")
-    if fault == "does not connect":
-        assert all(not bus.torque_log for bus in bench.hardware.buses.values()), "no motor is configured for nothing"
-    else:
-        assert bench.holds()
+    for bus in bench.hardware.buses.values():
+        assert bus.torque, "an arm that nobody has seen at its start pose would fall"
+        assert not bus.torque_log, "no motor is configured for nothing"
 
 
-def test_a_bus_that_does_not_connect(bench: Bench, monkeypatch) -> None:
+@pytest.mark.parametrize("moment", ["configure", "connect", "first look"])
+def test_signal_at_the_start(bench: Bench, monkeypatch, moment: str) -> None:
+    """What a killed run left driving drove on, and nobody said so."""
+    wheels = [bus.wheels for bus in bench.hardware.buses.values()]
+    for speeds in wheels:
+        speeds.update(dict.fromkeys(speeds, 0.5))
+    owner, name = {
+        "configure": (FakeArm, "configure"), "connect": (Bus, "connect"), "first look": (Bus, "read")
+    }[moment]  # fmt: skip
+    call, once = getattr(owner, name), threading.Event()
+
+    def interrupted(self: Any) -> Any:
+        if not once.is_set():
+            once.set()
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+        return call(self)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    result = bench.start()
+    assert result.exit_code == exit_codes.INTERRUPTED
+    assert not bench.hardware.driving
+    assert result.reason == "interrupted by SIGINT"
+
+
+def test_no_bus_at_the_start(bench: Bench, monkeypatch) -> None:
     """Nobody could say a word to what drives, and nobody said so."""
     for bus in bench.hardware.buses.values():
         monkeypatch.setattr(bus, "connect", Mock(side_effect=ConnectionError("no such port")))
     result = bench.start()
     assert result.exit_code == exit_codes.FAILED
     assert "no such port" in result.reason
-    assert ("If it drives, it was not told to stop." in result.reason) is bench.wheeled
+    assert ("it was not told to stop driving" in result.reason) is bench.wheeled
 
 
 def test_lost_bus(bench: Bench) -> None:

@@ -50,8 +50,10 @@ class RecordingRobot:
     stands: float = 0.0
     blocked: dict[str, float] = field(default_factory=dict)
 
-    def connect(self, *, configure: bool = True) -> None:
+    def connect(self) -> None:
         self.connected = True
+
+    def configure(self) -> None: ...
 
     def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         return RobotReading(np.zeros(3, np.float32), {"front": np.zeros((48, 64, 3), np.uint8)})

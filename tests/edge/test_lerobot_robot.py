@@ -14,10 +14,16 @@ import pytest
 from tests.servos import TORQUE, Servos
 
 from longarm_edge.aside import aside
-from longarm_edge.lerobot_robot import make_robot, parse_robot
+from longarm_edge.lerobot_robot import LeRobotRobot, make_robot, parse_robot
 from longarm_edge.ports import Held
-from longarm_edge.robot import Torque
+from longarm_edge.robot import CameraError, Torque
 from longarm_wire.settings import ConfigurationError
+
+
+def start(robot: LeRobotRobot) -> None:
+    """As a run begins."""
+    robot.connect()
+    robot.configure()
 
 
 class Slow:
@@ -47,6 +53,7 @@ def test_calls_are_serialised_unless_the_robot_takes_several(tmp_path, monkeypat
     flags = ["--robot.port=/dev/null", f"--robot.calibration_dir={tmp_path}"]
     robot = make_robot({"type": "so101_follower"}, flags, 30)
     slow = Slow()
+    monkeypatch.setattr(robot, "_ready", True)
     monkeypatch.setattr(robot.lerobot, "get_observation", slow.get_observation)
     monkeypatch.setattr(robot.lerobot, "send_action", slow.send_action)
     reader = threading.Thread(target=robot.observe)
@@ -97,7 +104,7 @@ def test_a_port_that_does_not_open_is_told_with_its_cause(tmp_path: Path) -> Non
 def test_arms_are_read_without_a_word_written_to_them(tmp_path: Path, torque: bool) -> None:
     with Servos(torque=torque) as left, Servos(torque=torque) as right:
         robot = make_robot(pair(tmp_path, left, right), [], 30)
-        robot.connect(configure=False)
+        robot.connect()
         assert robot.observe().state.shape == (12,)
         assert left.writes == right.writes == []
         assert left.torque == right.torque == {torque}
@@ -106,10 +113,10 @@ def test_arms_are_read_without_a_word_written_to_them(tmp_path: Path, torque: bo
 def test_a_run_configures_the_motors_even_after_an_examination(tmp_path: Path) -> None:
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
-        robot.connect(configure=False)
+        robot.connect()
         robot.disconnect(torque=True)
         assert servos.writes == []
-        robot.connect()
+        start(robot)
         assert any(address == TORQUE for _, address, _ in servos.writes)
         robot.disconnect(torque=True)
 
@@ -127,7 +134,7 @@ def test_every_arm_of_two_is_left_as_asked(tmp_path: Path, torque: bool | None) 
     with Servos(torque=False) as left, Servos(torque=False) as right:
         robot = make_robot(pair(tmp_path, left, right), [], 30)
         assert robot.torque_at_disconnect is Torque.CHOSEN
-        robot.connect()
+        start(robot)
         assert left.torque == right.torque == {True}
         robot.disconnect(torque=torque)
         assert left.torque == right.torque == {bool(torque)}
@@ -137,7 +144,7 @@ def test_a_read_that_was_torn_keeps_no_later_call_from_the_motors(tmp_path, monk
     """The SDK then took its port as in use for good: an arm could not be brought to rest, nor wheels be stopped."""
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
-        robot.connect()
+        start(robot)
         with monkeypatch.context() as torn:
             line = robot.lerobot.bus.port_handler.ser
             torn.setattr(line, "read", Mock(side_effect=ConnectionError("does another program read the port?")))
@@ -151,7 +158,7 @@ def test_a_read_that_hangs_keeps_no_last_word_from_the_motors(tmp_path, monkeypa
     go_on = threading.Event()
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
-        robot.connect()
+        start(robot)
         state = robot.observe().state
         monkeypatch.setattr(robot.lerobot.bus.port_handler.ser, "read", lambda _: go_on.wait(30) and b"")
         reader = aside(robot.observe, "reader")
@@ -168,17 +175,48 @@ def test_an_arm_that_may_be_limp_is_said_to_be(tmp_path) -> None:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
         servos.overloaded = {6}
         with pytest.raises(ConnectionError, match=r"joints may be limp now.*Overload"):
-            robot.connect()
+            start(robot)
         with pytest.raises(ConnectionError, match="may be limp"):
             robot.disconnect(torque=True)
         assert servos.torque == {False}, "what LeRobot left"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_camera_that_is_missing_drops_neither_arm(tmp_path, side: str) -> None:
+    """The left one was configured before the right one's camera was tried."""
+    with Servos(torque=True) as left, Servos(torque=True) as right:
+        settings = pair(tmp_path, left, right)
+        settings[f"{side}_arm_config"]["cameras"] = {"wrist": camera(index_or_path="/dev/video77")["front"]}
+        robot = make_robot(settings, [], 30)
+        robot.connect()
+        with pytest.raises(CameraError, match=f"Camera {side}_wrist gives no frame: .*OpenCVCamera"):
+            robot.observe()
+        assert robot.read_state().shape == (12,)
+        robot.disconnect(torque=True)
+        assert left.writes == right.writes == []
+        assert left.torque == right.torque == {True}
+
+
+def test_a_robot_that_is_not_calibrated_is_told_nothing(tmp_path) -> None:
+    """What it says of where it stands is not so: sent there, it leapt."""
+    with Servos(torque=True) as servos:
+        settings = servos.settings(tmp_path)
+        calibration = tmp_path / "mine.json"
+        calibration.write_text(calibration.read_text().replace('"range_max": 4095', '"range_max": 2000'))
+        robot = make_robot({"type": "so101_follower", **settings}, [], 30)
+        with pytest.raises(ConnectionError, match="is not calibrated"):
+            robot.connect()
+        with pytest.raises(ConnectionError, match="not calibrated"):
+            robot.send(robot.read_state())
+        robot.disconnect(torque=True)
+        assert servos.writes == []
 
 
 def test_an_arm_that_was_not_configured_is_not_said_to_be_limp(tmp_path) -> None:
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path), "port": "/dev/null"}, [], 30)
         with pytest.raises(ConnectionError, match="so101_follower: "):
-            robot.connect()
+            start(robot)
         assert servos.torque == {True}
 
 
@@ -186,7 +224,7 @@ def test_a_motor_that_answers_with_an_error_keeps_no_other_from_being_released(t
     """A gripper that has squeezed for long is in overload. LeRobot left the motors after it stiff."""
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
-        robot.connect()
+        start(robot)
         servos.overloaded = {2}
         with pytest.raises(RuntimeError, match="Overload"):
             robot.disconnect(torque=False)
@@ -197,7 +235,7 @@ def test_a_cable_that_is_pulled_is_what_the_message_is_about(tmp_path, monkeypat
     """The run's last line was: error: (5, 'Input/output error')."""
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
-        robot.connect()
+        start(robot)
         pulled = Mock(side_effect=termios.error(5, "Input/output error"))
         monkeypatch.setattr(robot.lerobot.bus.port_handler.ser, "flush", pulled)
         with pytest.raises(ConnectionError, match=r"so101_follower took no command: .*Input/output error.*its cable"):
@@ -231,7 +269,7 @@ def test_a_camera_that_hangs_as_it_is_disconnected_keeps_no_arm(tmp_path, monkey
     with Servos(torque=False) as left, Servos(torque=False) as right:
         front = {"front": {"type": "opencv", "index_or_path": 0, "width": 64, "height": 48, "fps": 30}}
         robot = make_robot(pair(tmp_path, left, right) | {"cameras": front}, [], 30)
-        robot.connect()
+        start(robot)
         robot.disconnect(torque=False)
         assert left.torque == right.torque == {False}
     assert "a camera could not be disconnected: it hangs" in caplog.text
@@ -242,7 +280,7 @@ def test_an_object_that_is_forgotten_does_not_drop_the_arm(tmp_path: Path) -> No
     """LeRobot's robots disconnect when they are collected, by what their configuration says."""
     with Servos(torque=False) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
-        robot.connect()
+        start(robot)
         robot.lerobot.__del__()
         assert servos.torque == {True}
 
@@ -294,7 +332,8 @@ def test_frames_of_other_shapes_and_types_are_refused(tmp_path, monkeypatch, sha
     if fine:
         np.testing.assert_array_equal(robot.observe().images["front"], seen["front"])
         return
-    with pytest.raises(ConnectionError) as caught:
+    # No fault of the bus: what a gripper was told to squeeze stays told
+    with pytest.raises(CameraError) as caught:
         robot.observe()
     assert f"Camera front gave a frame of shape {shape} and type {kind}, not (480, 640, 3)" in str(caught.value)
 
@@ -305,6 +344,7 @@ def test_the_step_of_a_reading_is_told_when_no_command_is_on_its_way(tmp_path, m
         {"type": "so101_follower"}, ["--robot.port=/dev/null", f"--robot.calibration_dir={tmp_path}"], 30
     )
     slow, steps = Slow(), [7]
+    monkeypatch.setattr(robot, "_ready", True)
     monkeypatch.setattr(robot.lerobot, "get_observation", slow.get_observation)
     sending, sent = threading.Event(), threading.Event()
 
@@ -335,6 +375,7 @@ def test_a_robot_that_takes_several_calls_is_looked_at_again_if_it_was_sent_on_m
     monkeypatch.setattr(SOFollower, "is_thread_safe", True, raising=False)
     flags = ["--robot.port=/dev/null", f"--robot.calibration_dir={tmp_path}"]
     robot = make_robot({"type": "so101_follower"}, flags, 30)
+    robot._ready = True  # as after connect
     steps, looks, writers = [7], [], []
 
     def command() -> threading.Thread:
@@ -384,7 +425,7 @@ def test_an_answer_that_came_too_late_is_not_taken_for_that_to_the_next_call(tmp
     """Old answers on the line once stood for motors that were told nothing, torque and all."""
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
-        robot.connect(configure=False)
+        robot.connect()
         port = robot.lerobot.bus.port_handler
         robot.lerobot.bus.port_handler.writePort([0xFF, 0xFF, 1, 2, 1, 0xFB])  # a ping whose answer nobody reads
         deadline = time.monotonic() + 10
@@ -404,7 +445,7 @@ def test_motors_are_not_configured_once_the_robot_is_let_go_of(tmp_path, held: b
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
         connect = robot.lerobot.bus.connect
         robot.lerobot.bus.connect = lambda: (connect(), entered.set(), go_on.wait(30))
-        connecting = aside(robot.connect, "connect")
+        connecting = aside(lambda: start(robot), "connect")
         assert entered.wait(10)
         assert robot.take_over(0.1)
         robot.disconnect(torque=True)
@@ -427,7 +468,7 @@ def test_motors_that_are_being_configured_are_waited_for(tmp_path) -> None:
             configure()
 
         robot.lerobot.configure = slowly
-        connecting = aside(robot.connect, "connect")
+        connecting = aside(lambda: start(robot), "connect")
         assert entered.wait(10)
         assert not robot.take_over(0.1)
         go_on.set()
@@ -442,7 +483,7 @@ def test_a_robot_that_hangs_while_it_is_configured_is_said_to_be_limp(tmp_path) 
     with Servos(torque=True) as servos:
         robot = make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30)
         robot.lerobot.configure = lambda: (robot.lerobot.bus.disable_torque(), entered.set(), go_on.wait(30))
-        connecting = aside(robot.connect, "connect")
+        connecting = aside(lambda: start(robot), "connect")
         assert entered.wait(10)
         assert not robot.take_over(0.1)
         with pytest.raises(ConnectionError, match="may be limp"):
@@ -455,16 +496,16 @@ def test_two_programs_do_not_drive_one_robot(tmp_path) -> None:
     """The second took the torque off under the first, which went on without a word."""
     with Servos(torque=True) as servos:
         first, second = (make_robot({"type": "so101_follower", **servos.settings(tmp_path)}, [], 30) for _ in range(2))
-        first.connect()
+        start(first)
         before = len(servos.writes)
-        for configure in (True, False):
+        for _ in range(2):
             with pytest.raises(ConnectionError, match="Another program drives the robot at"):
-                second.connect(configure=configure)
+                second.connect()
             second.disconnect(torque=False)
         assert len(servos.writes) == before
         first.send(first.read_state())
         first.disconnect(torque=True)
-        second.connect()
+        start(second)
         second.disconnect(torque=True)
 
 

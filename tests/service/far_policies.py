@@ -5,11 +5,12 @@ import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.service.fakes import FakeLoader, FakePolicy, Observation
+from tests.service.fakes import FakeLoader, FakePolicy, FakeProcessors, Observation
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_service import checkpoint
@@ -46,6 +47,14 @@ class FarPolicy(FakePolicy):
             case "take long":
                 time.sleep(1.5)
         return super().predict(prepared, guidance)
+
+    def open_processors(self, action_names: Sequence[str] = ()) -> FakeProcessors:
+        """Takes its time for a robot whose first joint is "slow PATH", and makes that file before."""
+        name, _, path = action_names[0].partition(" ") if action_names else ("", "", "")
+        if name == "slow":
+            Path(path).touch()
+            time.sleep(1.0)
+        return super().open_processors(action_names)
 
     def works(self) -> bool:
         return self.device_works

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.service import http2
 from tests.service.conftest import Serve
 from tests.service.fakes import (
     PATIENCE_SECONDS,
@@ -108,7 +109,7 @@ def test_requests_that_never_arrive_keep_nobody_out(
     serve: Serve, another_channel: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gRPC waits for them without end. Of so many the oldest make room, and a robot that runs is none of them."""
-    monkeypatch.setattr(gate, "MAX_ARRIVING", 20)
+    monkeypatch.setattr(gate, "MAX_ARRIVING", 2)
     service = serve()
     robot = open_session(service.stub)
     service.stub.PredictChunk(observation(robot))
@@ -123,13 +124,32 @@ def test_requests_that_never_arrive_keep_nobody_out(
         method = another_channel(service).stream_unary(f"/{SERVICE_NAME}/PredictChunk")
         calls += [method.future(nothing()) for _ in range(20)]
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while sum(call.done() for call in calls) < 40:
+    # All but those that are read, and behind them those of a connection that wait to be read
+    while sum(call.done() for call in calls) < 20:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert service.stub.PredictChunk(observation(robot, sequence=2), timeout=PATIENCE_SECONDS).step_count
     new = pb_grpc.PolicyServiceStub(another_channel(service))
     assert new.PredictChunk(observation(open_session(new)), timeout=PATIENCE_SECONDS).step_count
     never.set()
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["a stranger", "a robot that runs"])
+def test_of_requests_without_end_little_is_kept(serve: Serve, runs: bool) -> None:
+    """What has come of them is in memory: 32 robots could fill 23 GB."""
+    service = serve()
+    session = open_session(service.stub)
+    size = 4 << 20
+    with http2.Connection(service.service.port) as connection:
+        if runs:
+            reset = pb.ResetSessionRequest(session_id=session.session_id).SerializeToString()
+            connection.socket.sendall(http2.call(f"/{SERVICE_NAME}/ResetSession", 1) + http2.request(1, reset))
+            assert any(kind == http2.HEADERS for kind, _, _ in connection.frames(1.0))
+        streams = range(3, 43, 2)
+        connection.socket.sendall(b"".join(http2.call(f"/{SERVICE_NAME}/PredictChunk", one) for one in streams))
+        most = gate.MAX_READ_PER_CONNECTION * size + len(streams) * 2 * gate.UNREAD_BYTES
+        assert 2 * size <= http2.accepted(connection, streams, size) <= most < len(streams) * size
+        assert service.stub.PredictChunk(observation(session), timeout=PATIENCE_SECONDS).step_count
 
 
 def test_a_request_that_does_not_arrive_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +168,82 @@ def test_a_connection_has_a_pace(serve: Serve) -> None:
     for _ in range(gate.BURST_CALLS + gate.CALLS_PER_SECOND // 2):
         service.stub.GetServiceInfo(pb.GetServiceInfoRequest())
     assert time.monotonic() - begun > 0.4
+
+
+def test_names_of_methods_that_there_are_not_have_the_same_pace(serve: Serve) -> None:
+    service = serve()
+    begun = time.monotonic()
+    for number in range(gate.BURST_CALLS + gate.CALLS_PER_SECOND // 2):
+        with pytest.raises(grpc.RpcError) as caught:
+            send(service, f"NoSuchMethod{number}", b"")
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert time.monotonic() - begun > 0.4
+
+
+@pytest.mark.parametrize("path", [f"/{SERVICE_NAME}/GetServiceInfo", "/no.such.Service/Method"])
+def test_who_hangs_up_has_paid_nothing_yet(serve: Serve, path: str) -> None:
+    """A call that was hung up on costs the loop that serves every robot as much as any other."""
+    service = serve()
+    with http2.Connection(service.service.port) as flood:
+        for first in range(1, 4000, 100):
+            streams = range(first, first + 100, 2)
+            flood.socket.sendall(b"".join(http2.call(path, stream) for stream in streams))
+            time.sleep(0.01)
+            flood.socket.sendall(b"".join(http2.hang_up(stream) for stream in streams))
+        ends = [content[-1] for kind, _, content in flood.frames(0.5) if kind == http2.RST_STREAM]
+        # Refused by gRPC itself, of 2000
+        assert ends.count(http2.ENHANCE_YOUR_CALM) > 1000
+        assert service.stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS).service_version
+    service.stop()
+
+
+def test_connections_share_a_pace_unless_a_robot_runs_over_them(
+    serve: Serve, another_channel: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "BURST_CALLS", 1)
+    monkeypatch.setattr(gate, "CALLS_PER_SECOND", 50)
+    service = serve()
+    robot = open_session(service.stub)
+    service.stub.PredictChunk(observation(robot))
+    strangers = [pb_grpc.PolicyServiceStub(another_channel(service)) for _ in range(8)]
+    begun = time.monotonic()
+    calls = [stub.GetServiceInfo.future(pb.GetServiceInfoRequest()) for stub in strangers for _ in range(5)]
+    for sequence in range(2, 12):
+        assert service.stub.PredictChunk(observation(robot, sequence=sequence)).step_count
+    assert not all(call.done() for call in calls), "the robot does not wait for strangers"
+    for call in calls:
+        assert call.result(timeout=PATIENCE_SECONDS).service_version
+    # One of them alone has 50 a second, and all together twice that
+    assert time.monotonic() - begun > 0.2
+
+
+@pytest.mark.parametrize("cancel", [False, True], ids=["waited for", "cancelled"])
+def test_a_client_that_asks_too_much_at_a_time_goes_on(serve: Serve, cancel: bool) -> None:
+    """More calls than HTTP/2's own limit of streams: gRPC's clients must not hang."""
+    service = serve()
+    calls = [service.stub.GetServiceInfo.future(pb.GetServiceInfoRequest()) for _ in range(3 * gate.MAX_STREAMS)]
+    for call in calls:
+        if cancel:
+            call.cancel()
+        else:
+            call.exception(timeout=PATIENCE_SECONDS)
+    # Refused at once until what was hung up on is paid for
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while service.stub.GetServiceInfo.future(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS).exception():
+        assert time.monotonic() < deadline
+
+
+def test_there_are_so_many_connections(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a file, of which a process may have a thousand: without any left, nothing can be loaded."""
+    monkeypatch.setattr(gate, "MAX_STRANGERS", 6)
+    service = serve(max_session_count=1)
+    assert service.stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS).service_version
+    connections = [http2.Connection(service.service.port) for _ in range(20)]
+    open_ones = [connection for connection in connections if any(connection.frames(0.5))]
+    assert len(open_ones) == gate.most_connections(1) - 1
+    assert service.stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS).service_version
+    for connection in connections:
+        connection.socket.close()
 
 
 def test_a_connection_has_so_many_calls_at_a_time(serve: Serve, loader: FakeLoader, another_channel: Dial) -> None:

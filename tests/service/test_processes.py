@@ -22,6 +22,7 @@ from tests.service.fakes import (
     observation,
     open_session,
     opening,
+    robot,
 )
 from tests.service.far_policies import FACTORY, NEVER_FORKED
 from tests.service.test_lerobot import answer, some_observation
@@ -165,6 +166,19 @@ def test_processors_end_with_their_session(service: RunningService) -> None:
         predict(service, session)
         service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
     assert len(policy_of(service)._process.closed) == 1, "those before went along with a call"
+
+
+def test_processors_that_nobody_waits_for_any_more_are_closed(service: RunningService, tmp_path: Path) -> None:
+    """Else whoever hangs up again and again fills the memory of a policy that others use."""
+    session = open_session(service.stub)
+    begun = tmp_path / "begun"
+    slow = robot(action_names=(f"slow {begun}", "elbow.pos", "gripper.pos"))
+    call = service.stub.OpenSession(opening(robot=slow))
+    await_that(begun.exists)
+    call.cancel()
+    await_that(lambda: policy_of(service)._process.closed)
+    predict(service, session)
+    assert not policy_of(service)._process.closed
 
 
 def test_a_load_that_holds_its_interpreter_holds_nobody_else(service: RunningService) -> None:

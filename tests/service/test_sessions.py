@@ -418,6 +418,30 @@ def test_an_idle_session_is_forgotten_and_a_used_one_is_not(serve: Serve) -> Non
     assert stub.GetServiceInfo(pb.GetServiceInfoRequest()).session_count == 1
 
 
+def test_idle_sessions_are_forgotten_while_a_policy_is_loaded_anew(serve: Serve, loader: FakeLoader) -> None:
+    """A load takes minutes. Until then they kept memory, and their policies could not make room."""
+    clock = Clock()
+    service = serve(clock=clock, session_idle_timeout=60.0, preload=("policy",))
+    session = open_session(service.stub)
+    loader.wait_until_loading()
+    loader.gate.clear()
+    loader.outdated.add("policy")
+    waiting = service.stub.OpenSession(opening())
+    loader.wait_until_loading()
+    # Housekeeping waits for the load by now
+    (entry,) = service.service._shelf._entries.values()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while entry.use_count < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    clock.now += 60
+    while service.metric("sessions"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    loader.gate.set()
+    assert [*waiting][-1].session.session_id != session.session_id
+
+
 def loaded(service: RunningService) -> list[str]:
     info = service.stub.GetServiceInfo(pb.GetServiceInfoRequest())
     return sorted(policy.pretrained_name_or_path for policy in info.loaded_policies)

@@ -179,6 +179,23 @@ def test_frames_travel_as_a_policy_would_scale_them() -> None:
     assert agreement.notes == ()
 
 
+def test_frames_are_no_larger_than_a_policy_takes_in_good_time() -> None:
+    """One robot with cameras of 8 megapixels had the others of its policy wait for seconds."""
+    large = replace(ROBOT, cameras=(CameraSpec("front", 2000, 4000), ROBOT.cameras[1]))
+    (line,) = problems(large, POLICY)
+    assert line.startswith("Camera 'front' gives 4000x2000, which the policy would have to take whole")
+    assert "640x480" in line
+    assert "Set a smaller width and height" in line
+    for policy in (
+        replace(POLICY, frame_box=(224, 224)),
+        replace(POLICY, cameras=POLICY.cameras | {FRONT: (2000, 4000)}),
+        replace(POLICY, cameras={WRIST: (240, 320)}),
+    ):
+        assert agree(large, policy, {}).cameras
+    full_hd = replace(ROBOT, cameras=tuple(CameraSpec(camera.name, 1080, 1920) for camera in ROBOT.cameras))
+    assert agree(full_hd, replace(POLICY, cameras={FRONT: (96, 96), WRIST: (96, 96)}), {}).cameras == full_hd.cameras
+
+
 def test_an_empty_camera_is_no_camera() -> None:
     """LeRobot's policies fill empty_camera_0 in themselves; only that name in full is special."""
     cameras = {**POLICY.cameras, "observation.images.empty_camera_0": (480, 640)}

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A robot that answers no call for this long while it is left hangs, in seconds. Cameras take some to disconnect
 HANG_SECONDS = 10.0
+# A robot that takes longer to connect hangs, in seconds. Under systemd the start is then given up
+CONNECT_SECONDS = 60.0
 
 
 class Arm:
@@ -44,7 +46,7 @@ class Arm:
         self._start_pose: np.ndarray | None = None
         # Where it stands before the first command, once that is known
         self._found = np.full(len(robot.spec.action_names), np.nan, np.float32)
-        self._after_kill = self._connected = False
+        self._after_kill = self._touched = False
         # While it is open, others see that a run is alive
         self._kept: int | None = None
         self._answered_at = 0.0
@@ -57,14 +59,24 @@ class Arm:
         """Connects, and returns where the arm stands as a command: shape (action_dim), NaN where it is not known.
 
         Raises:
-          ConnectionError: The robot does not answer, or another program has it.
+          ConnectionError: The robot does not answer, or hangs, or another program has it.
           ConfigurationError: The pose cannot be kept.
           Interrupted: A signal came meanwhile.
         """
         if self._pose_file is not None:
             self._kept = pose_file.lock(self._pose_file)
             self._after_kill = pose_file.is_kept(self._pose_file)
-        pose = looked_after(aside(self._connect, "connect"), self._signals.check)
+        give_up_at = self._clock.now() + CONNECT_SECONDS
+
+        def look() -> None:
+            self._signals.check()
+            if self._clock.now() > give_up_at:
+                raise ConnectionError(
+                    f"The robot has not connected, or given its first observation, for {CONNECT_SECONDS:g} s. Check "
+                    "its power, its cables and its cameras"
+                )
+
+        pose = looked_after(aside(self._connect, "connect"), look)
         self._start_pose = self._found = pose
         if self._pose_file is not None:
             self._start_pose = self._inherited(pose, self._pose_file)
@@ -124,36 +136,28 @@ class Arm:
         signals.patience = sys.maxsize
 
     def _connect(self) -> np.ndarray:
-        kinds, safety = self._motion.kinds, self._motion.safety
-        try:
-            self._robot.connect()
-        except ConnectionError as error:
-            raise ConnectionError(f"{error}{self._stopped_blindly()}") from error
-        self._connected = True
-        # An arm that was configured may still come back up
-        pose, _ = standing(
-            lambda: patiently(lambda: measured_pose(self._robot, kinds)), safety.rest_tolerance, self._clock
-        )
-        self._found = pose
-        if kinds.is_velocity.any() and not np.isnan(pose).any():
-            # A killed run may have left it driving, and the first command of this one may be a while away
-            patiently(lambda: self._robot.send(pose))
-        # Cameras too, so that one that gives nothing is noticed now
+        kinds = self._motion.kinds
+        self._touched = True
+        self._robot.connect()
+        if kinds.is_velocity.any():
+            # A killed run may have left it driving, and cameras, motors and the first command may take a while
+            pose = self._found = self._standing()
+            if not np.isnan(pose).any():
+                patiently(lambda: self._robot.send(pose))
+        # Cameras too: where one is missing, no motor is configured for nothing
         patiently(self._robot.observe)
-        return pose
+        self._robot.configure()
+        # An arm that was configured may still come back up
+        self._found = self._standing()
+        return self._found
 
-    def _stopped_blindly(self) -> str:
-        """Stops what drives of a robot that did not connect, as far as it answers. Returns what is to be said of it."""
-        if not self._motion.kinds.is_velocity.any():
-            return ""
-        try:
-            still = measured_pose(self._robot, self._motion.kinds)
-            if not np.isnan(still).any():
-                self._robot.send(still)
-                return ""
-        except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
-            logger.debug("%s", error)
-        return " If it drives, it was not told to stop."
+    def _standing(self) -> np.ndarray:
+        pose, _ = standing(
+            lambda: patiently(lambda: measured_pose(self._robot, self._motion.kinds)),
+            self._motion.safety.rest_tolerance,
+            self._clock,
+        )
+        return pose
 
     def _inherited(self, pose: np.ndarray, path: Path) -> np.ndarray:
         """Returns where the way back leads: after a run that has not left its arm by rule, where that one's led."""
@@ -178,11 +182,8 @@ class Arm:
             last = self.loop.last_command
             # A joint that nobody measures started where it was first sent
             start = np.where(np.isnan(start), self.loop.first_command, start) if start is not None else None
-        elif self._after_kill:
-            # Nobody has left it by rule since the run before moved it
-            last = self._found
-        elif self._connected and self._motion.kinds.is_velocity.any():
-            # Nor since whatever set it driving
+        elif self._touched and (self._after_kill or self._motion.kinds.is_velocity.any()):
+            # Nobody has left it by rule since the run before moved it, or since whatever set it driving
             last = self._found
         moved = self.loop is not None and self.loop.first_command is not None
         away = start is not None and (np.abs(start - self._found) > self._motion.safety.rest_tolerance).any()

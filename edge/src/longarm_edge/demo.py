@@ -112,8 +112,11 @@ class _Remembering:
         self.torque_at_disconnect = robot.torque_at_disconnect
         self.last_reading: RobotReading | None = None
 
-    def connect(self, *, configure: bool = True) -> None:
-        self._robot.connect(configure=configure)
+    def connect(self) -> None:
+        self._robot.connect()
+
+    def configure(self) -> None:
+        self._robot.configure()
 
     def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         self.last_reading = self._robot.observe(next_step)

@@ -127,7 +127,7 @@ class _ByRule:
         now_at = np.full(len(robot.spec.action_names), np.nan, np.float32)
         troubles = []
         try:
-            # Configuring would take the torque away for a moment, and was done by the run
+            # Not to configure: that would take the torque away for a moment, and was done by the run
             self._connect()
 
             def look() -> np.ndarray:
@@ -158,16 +158,16 @@ class _ByRule:
         return troubles + ([problem] if problem else [])
 
     def _connect(self) -> None:
-        """Connects without configuring, in one of a few tries: LeRobot gives up at the first answer that is lost."""
+        """Connects in one of a few tries: LeRobot gives up at the first answer that is lost."""
         for _ in range(ATTEMPTS - 1):
             try:
-                return self._robot.connect(configure=False)
+                return self._robot.connect()
             except ConnectionError as error:
                 logger.debug("%s", error)
                 with suppress(Exception):
                     self._robot.disconnect(torque=True)
             self._progress()
-        return self._robot.connect(configure=False)
+        return self._robot.connect()
 
     def _last_word(self) -> str:
         """Returns what is known of an arm that is given up on, and what to do."""

@@ -3,7 +3,7 @@
 import logging
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -72,27 +72,14 @@ def composed_of(robot: LeRobot) -> list[LeRobot]:
 
 
 @contextmanager
-def configuring(
-    robot: LeRobot, permitted: Callable[[], AbstractContextManager[None] | None]
-) -> Iterator[list[LeRobot]]:
-    """Lets LeRobot configure motors as it connects to them, within what permitted returns, or not where that is None.
-
-    Yields the arms that it is at, or gave up at: it takes their torque off meanwhile.
-    """
+def putting_off_configuring(robot: LeRobot) -> Iterator[list[Callable[[], None]]]:
+    """Keeps LeRobot from configuring motors as it connects to them. Yields what it would have called."""
     parts = composed_of(robot)
-    under_way: list[LeRobot] = []
-
-    def configure(part: LeRobot, own: Callable[[], None]) -> None:
-        if (within := permitted()) is not None:
-            with within:
-                under_way.append(part)
-                own()
-                under_way.remove(part)
-
+    put_off: list[Callable[[], None]] = []
     for part in parts:
-        part.configure = partial(configure, part, part.configure)
+        part.configure = partial(put_off.append, part.configure)
     try:
-        yield under_way
+        yield put_off
     finally:
         for part in parts:
             del part.configure

@@ -27,20 +27,21 @@ CONNECT_SECONDS = 20.0
 class ApartCamera:
     """A camera in LeRobot's place of it. What it is asked for once is what capture asks it for from then on.
 
-    For its robot it is connected from connect until disconnect: a robot with a dead camera can still be stopped, moved
-    and let go of. Its reads fail, and say why.
+    For its robot it is connected from connect until disconnect, so that a robot with a dead camera can still be
+    stopped, moved and let go of. It connects beside everything else; its reads wait for that, or say why it failed.
 
     Attributes:
       name: Its robot's name for it.
-      failure: Why it did not connect, if it did not.
     """
 
-    def __init__(self, name: str, camera: Any) -> None:
-        """Stands in for camera."""
+    def __init__(self, name: str, camera: Any, before: "ApartCamera | None" = None) -> None:
+        """Stands in for camera, which connects after the one before: drivers share what they open."""
         self.name = name
-        self.failure: Exception | None = None
         self._camera = camera
-        self._connected = False
+        self._before = before
+        self._connecting: Future[None] | None = None
+        self._failure: Exception | None = None
+        self._is_connected = False
         self._disconnecting: Future[None] | None = None
         self._serving = self._blind = False
         self._asked: list[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]] = []
@@ -48,32 +49,52 @@ class ApartCamera:
 
     def capture(self) -> None:
         """Reads what the robot usually asks for. Raises as the camera does."""
-        if self.failure is not None:
-            raise self.failure
+        self._await_connected()
         self._held = {asked: getattr(self._camera, asked[0])(*asked[1], **dict(asked[2])) for asked in self._asked}
 
     @property
     def is_connected(self) -> bool:
-        """Whether it was connected and not disconnected since."""
-        return self._connected or bool(self._camera.is_connected)
+        """Whether connect was called, and disconnect was not since."""
+        return self._is_connected or bool(self._camera.is_connected)
 
     def connect(self, *args: Any, **kwargs: Any) -> None:
-        """Connects it, or keeps why not: whoever wants a frame hears of it."""
-        connecting = aside(lambda: self._camera.connect(*args, **kwargs), "camera")
-        try:
-            wait([connecting], CONNECT_SECONDS)
-            if not connecting.done():
-                raise TimeoutError(f"it has not connected for {CONNECT_SECONDS:g} s")
-            connecting.result()
-            self.failure = None
-        except Exception as error:  # noqa: BLE001  # whatever its driver raises
-            self.failure = error
-        self._connected = True
+        """Begins to connect it."""
+        before, self._failure = self._before, None
+
+        def connect() -> None:
+            if before is not None and before._connecting is not None:  # of this class
+                wait([before._connecting], CONNECT_SECONDS)
+            self._camera.connect(*args, **kwargs)
+
+        self._connecting = aside(connect, "camera")
+        self._is_connected = True
 
     def disconnect(self) -> None:
         """Begins to disconnect it. One that fails or hangs in that keeps nobody from letting go of the motors."""
-        self._connected = False
-        self._disconnecting = aside(self._camera.disconnect, "camera")
+        connecting, self._is_connected = self._connecting, False
+
+        def disconnect() -> None:
+            # One that never connected has nothing to be disconnected from
+            if connecting is None or connecting.exception() is None:
+                self._camera.disconnect()
+
+        self._disconnecting = aside(disconnect, "camera")
+
+    def _await_connected(self) -> None:
+        """Returns once it is connected. Raises as its driver did, or TimeoutError, and at once from then on."""
+        connecting = self._connecting
+        if connecting is None or self._failure is not None:
+            if self._failure is not None:
+                raise self._failure
+            return
+        wait([connecting], CONNECT_SECONDS)
+        try:
+            if not connecting.done():
+                raise TimeoutError(f"it has not connected for {CONNECT_SECONDS:g} s")
+            connecting.result()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever its driver raises
+            self._failure = error if isinstance(error, Exception) else RuntimeError(f"its driver exits: {error}")
+            raise self._failure from None
 
     def __getattr__(self, name: str) -> Any:
         """Returns whatever else the camera has."""
@@ -82,9 +103,8 @@ class ApartCamera:
             return value
 
         def read(*args: Any, **kwargs: Any) -> Any:
-            if self.failure is not None and not (self._serving and self._blind):
-                raise self.failure
             if not self._serving:
+                self._await_connected()
                 return value(*args, **kwargs)
             asked = (name, args, tuple(sorted(kwargs.items())))
             if asked not in self._asked:
@@ -92,6 +112,7 @@ class ApartCamera:
             if asked not in self._held:
                 if self._blind and (black := self._black(name)) is not None:
                     return black
+                self._await_connected()
                 self._held[asked] = value(*args, **kwargs)
             return self._held[asked]
 
@@ -108,13 +129,14 @@ class ApartCamera:
 def take_apart(robot: LeRobot) -> list[ApartCamera]:
     """Puts an ApartCamera in place of every camera of robot and of the robots it is made of, and returns them."""
     apart: dict[int, ApartCamera] = {}
+    last: ApartCamera | None = None
     for part in composed_of(robot):
         cameras = getattr(part, "cameras", None)
         if not isinstance(cameras, dict):
             continue
         for name, camera in cameras.items():
             if hasattr(camera, "read_latest") or hasattr(camera, "async_read"):
-                cameras[name] = apart.setdefault(id(camera), ApartCamera(name, camera))
+                last = cameras[name] = apart.setdefault(id(camera), ApartCamera(name, camera, last))
     return list(apart.values())
 
 

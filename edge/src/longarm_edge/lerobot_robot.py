@@ -27,7 +27,7 @@ from lerobot.utils.errors import DeviceNotConnectedError
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from longarm_edge import ports
-from longarm_edge.lerobot_arms import ArmsTorque, composed_of, configuring
+from longarm_edge.lerobot_arms import ArmsTorque, composed_of, putting_off_configuring
 from longarm_edge.lerobot_cameras import await_disconnected, serving, take_apart
 from longarm_edge.news import News
 from longarm_edge.robot import CameraError, RobotReading, UnheardError
@@ -134,8 +134,9 @@ class LeRobotRobot:
         self._news = News(repeats=self._stores)
         self._ports = ports.Held()
         self._touched = self._ready = False
-        # Arms whose motors are being configured, or were when that failed
-        self._limp: list[LeRobot] = []
+        self._configure: list[Callable[[], None]] = []
+        # Whether motors are being configured, or were when that failed
+        self._limp = False
 
     @property
     def lerobot(self) -> LeRobot:
@@ -147,25 +148,15 @@ class LeRobotRobot:
         """LeRobot's objects that have motors of their own: of a robot composed of others, those."""
         return self._torque.arms
 
-    def connect(self, *, configure: bool = True) -> None:
-        """Connects to the hardware. An uncalibrated robot is refused: calibration asks questions.
+    def connect(self) -> None:
+        """Connects to the hardware, and leaves the motors as they are. An uncalibrated robot is refused.
 
-        Args:
-          configure: Whether LeRobot writes its settings to the motors, which drops the arm for a moment and leaves it
-            stiff. Without, an arm that holds goes on holding and a limp one stays limp, to be read and left alone.
-
-        A camera that does not connect keeps nobody from the motors: they are left as they are, and observe says why.
+        An arm that holds goes on holding, and a limp one stays limp. Cameras connect meanwhile; observe waits for them.
 
         Raises:
           ConnectionError: LeRobot cannot connect, or the robot is not calibrated. Let go of it all the same.
         """
-
-        def permitted() -> contextlib.AbstractContextManager[None] | None:
-            blind = any(camera.failure is not None for camera in self._cameras)
-            # Somebody may let go of the robot while it connects. Half configured, its motors would have no torque
-            return self._turns.commanding() if configure and not blind else None
-
-        with self._turn(), configuring(self._robot, permitted) as self._limp:
+        with self._turn(), putting_off_configuring(self._robot) as put_off:
             self._ports.close()
             self._ports.hold(composed_of(self._robot))
             self._touched = True
@@ -176,16 +167,36 @@ class LeRobotRobot:
                 takes_it = "calibrate" in inspect.signature(self._robot.connect).parameters
                 self._robot.connect(**({"calibrate": False} if takes_it else {}))
             except (Exception, SystemExit) as error:
-                limp = ", and its joints may be limp now, as LeRobot was configuring its motors" if self._limp else ""
-                what = f"Cannot connect to the robot {self.spec.robot_type}{limp}"
-                raise ConnectionError(f"{what}: {_in_full(error)}") from error
+                raise ConnectionError(
+                    f"Cannot connect to the robot {self.spec.robot_type}: {_in_full(error)}"
+                ) from error
             self._ports.shut()
-            # None is no answer, and comes from robots that have nothing to calibrate
+            # None is no answer, and comes from robots that have nothing to calibrate. Calibration asks questions
             if self._robot.is_calibrated is False:
                 raise ConnectionError(
                     f"The robot {self.spec.robot_type} is not calibrated. Run lerobot-calibrate with the same flags."
                 )
-            self._ready = True
+            self._configure, self._ready = put_off, True
+
+    def configure(self) -> None:
+        """Has LeRobot write its settings to the motors, which drops the arm for a moment and leaves it stiff.
+
+        Raises:
+          ConnectionError: The motors do not take them. Joints may be limp then.
+        """
+        with self._turn():
+            self._limp = bool(self._configure)
+            try:
+                for configure in self._configure:
+                    # Half configured, motors have no torque: whoever lets go of the robot meanwhile waits for it
+                    with self._turns.commanding():
+                        configure()
+            except (Exception, SystemExit) as error:
+                raise ConnectionError(
+                    f"Cannot configure the motors of the robot {self.spec.robot_type}, and its joints may be limp now: "
+                    f"{_in_full(error)}"
+                ) from error
+            self._limp = False
 
     def observe(self, next_step: Callable[[], int] = lambda: 0) -> RobotReading:
         """Returns what the robot sees and feels now. Commands wait for its motors at most, never for a camera."""
@@ -196,7 +207,9 @@ class LeRobotRobot:
                 except Exception as error:
                     raise CameraError(f"Camera {camera.name} gives no frame: {_in_full(error)}") from error
             raw, step = self._look(next_step)
-        self._check_complete(raw, (*self.spec.state_names, *(c.name for c in self.spec.cameras)))
+        self._check_complete(raw, self.spec.state_names)
+        if missing := [camera.name for camera in self.spec.cameras if camera.name not in raw]:
+            raise CameraError(f"The robot {self.spec.robot_type} gave no frame of {', '.join(missing)}")
         images = {camera.name: np.asarray(raw[camera.name]) for camera in self.spec.cameras}
         for spec in self.spec.cameras:
             # What is of another size would have to be squeezed into the one that is agreed with the policy, and how
@@ -204,7 +217,7 @@ class LeRobotRobot:
             found = images[spec.name]
             if found.shape != (*spec.size, 3) or found.dtype != np.uint8:
                 what = f"a frame of shape {found.shape} and type {found.dtype}, not {(*spec.size, 3)} and uint8"
-                raise ConnectionError(f"Camera {spec.name} gave {what}")
+                raise CameraError(f"Camera {spec.name} gave {what}")
         return RobotReading(self._state(raw), images, step=step)
 
     def read_state(self) -> np.ndarray:
@@ -221,6 +234,9 @@ class LeRobotRobot:
         """
         action = dict(zip(self.spec.action_names, command.tolist(), strict=True))
         with self._turn(commands=True):
+            if not self._ready:
+                # What it says of where its joints stand may not be so
+                raise ConnectionError(f"The robot {self.spec.robot_type} is not connected, or not calibrated")
             try:
                 self._robot.send_action(action)
             except (OSError, termios.error) as error:  # what a pulled cable raises says of itself that it is an "error"
@@ -257,8 +273,8 @@ class LeRobotRobot:
             finally:
                 await_disconnected(self._cameras, CAMERA_SECONDS)
                 self._ports.close()
-            # Whoever was interrupted while it connected has not heard it
-            if self._limp and torque is not False and not self._ready:
+            # Whoever was interrupted meanwhile has not heard it
+            if self._limp and torque is not False:
                 raise ConnectionError("its joints may be limp: LeRobot was configuring its motors")
             if closed and torque is False:
                 arms = ", ".join(map(str, closed))

@@ -62,14 +62,19 @@ class Robot(Protocol):
     spec: RobotSpec
     torque_at_disconnect: Torque
 
-    def connect(self, *, configure: bool = True) -> None:
-        """Connects to the hardware.
-
-        Args:
-          configure: Whether to write settings to the motors, for which the torque may go off for a moment.
+    def connect(self) -> None:
+        """Connects to the hardware, and leaves the motors as they are.
 
         Raises:
           ConnectionError: It does not answer or is not calibrated.
+        """
+        ...
+
+    def configure(self) -> None:
+        """Writes settings to the motors of a connected robot, for which the torque may go off for a moment.
+
+        Raises:
+          ConnectionError: It does not answer.
         """
         ...
 

@@ -16,7 +16,7 @@ from longarm_edge import as_configured
 from longarm_edge import console as terminal
 from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
 from longarm_edge.answers import Session
-from longarm_edge.arm import Arm
+from longarm_edge.arm import CONNECT_SECONDS, Arm
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 # A thread that wants the interpreter gets it after this long; the default of 5 ms would make ticks late
 SWITCH_INTERVAL = 0.0005
-# A robot that takes longer to connect hangs, in seconds. Under systemd the start is then given up
-ROBOT_SECONDS = 60.0
 
 
 class RunFailedError(Exception):
@@ -149,13 +147,17 @@ class Run:
                     # Whoever presses Ctrl-C now still gets the summary
                     signals.patience = signals.count + 1
                     self._supervision.stopping(reason)
+        except ConfigurationError as error:
+            if self._arm is not None and self._arm.problem is not None:
+                raise ConfigurationError([*error.problems, self._arm.problem]) from error
+            raise
         except Interrupted as error:
             # Impatient with what is taken apart: the arm was left by rule in any case
             reason, code = f"interrupted by {error}", code or exit_codes.INTERRUPTED
         if self._watchers.problem is not None and code == exit_codes.DONE:
             reason, code = self._watchers.problem, exit_codes.FAILED
         if self._arm is not None and self._arm.problem is not None:
-            reason, code = f"{reason}. {self._arm.problem}", code or exit_codes.FAILED
+            reason, code = f"{reason.rstrip('.')}. {self._arm.problem}", code or exit_codes.FAILED
         return RunResult(code, reason, summarize(self.trace, self.queue.drops, self.settings.fps))
 
     def link_state(self) -> LinkState:
@@ -240,7 +242,7 @@ class Run:
             self._watchers.await_ready(self.clock, signals.check)
         except TimeoutError as error:
             raise RunFailedError(str(error)) from error
-        self._supervision.starting("connecting to the robot", ROBOT_SECONDS)
+        self._supervision.starting("connecting to the robot", CONNECT_SECONDS)
         pose = arm.connect()
         self._supervision.starting("waiting for the first chunk", settings.safety.max_offline + planner.warm_up_timeout)
         try:

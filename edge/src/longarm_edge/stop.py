@@ -15,7 +15,7 @@ from longarm_edge.motion import Motion
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock
 from longarm_edge.settings import StopRule
-from longarm_edge.way_back import AstrayError, WayBack
+from longarm_edge.way_back import AstrayError, WayBack, standing
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +139,11 @@ class Leaving:
             self._move_to_rest()
         except Exception as error:  # noqa: BLE001  # whatever a robot's driver raises
             problems.append(str(error) or type(error).__name__)
-        # An arm that is not at rest would fall
+        # An arm that is not at rest would fall, and so would one that was never seen
+        is_known = self.start_pose is not None and not np.isnan(self.start_pose).any()
         torque = {
             StopRule.HOLD: True,
-            StopRule.REST: True if problems else None,
+            StopRule.REST: None if is_known and not problems else True,
             StopRule.RELEASE: False,
             StopRule.DRIVER: None,
         }[rule]
@@ -176,10 +177,15 @@ class Leaving:
             with suppress(Exception):
                 here = patiently(self._look)
                 self.last_command = np.where(np.isnan(here), self.last_command, here)
-        still = self.motion.kinds.halted(self.last_command)
-        if np.isnan(still).any():
-            raise RobotError("it was not told to stop driving: it is not known where its joints stand")
         try:
+            if np.isnan(self.motion.kinds.halted(self.last_command)).any():
+                # Nobody has looked yet
+                self.last_command, _ = standing(
+                    lambda: patiently(self._look), self.motion.safety.rest_tolerance, self.clock
+                )
+            still = self.motion.kinds.halted(self.last_command)
+            if np.isnan(still).any():
+                raise RobotError("it is not known where its joints stand")
             patiently(lambda: self._send(still))
         except Exception as error:
             raise RobotError(f"it was not told to stop driving: {error}") from error
@@ -197,7 +203,9 @@ class Leaving:
         if self.motion.kinds.is_velocity.all():
             return
         begin, end = self.last_command, self.start_pose
-        if end is None or np.isnan(end).any() or np.isnan(begin).any():
+        if end is None:
+            raise RobotError("where it stands was never seen, and it stays as it is")
+        if np.isnan(end).any() or np.isnan(begin).any():
             raise RobotError("it is not known where the way back begins and ends")
         if self.stay:
             raise AstrayError(self.stay)

@@ -47,6 +47,10 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", limits.MAX_RESPONSE_BYTES),
     # A second service on the same port must fail, not take every other robot
     ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", gate.MAX_STREAMS),
+    # Of requests that nobody reads yet; by itself gRPC takes as much of them as the link can carry
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", gate.UNREAD_BYTES),
     # Robots ping through their tunnel to notice a dead link; gRPC would hang up on more than one ping in 5 minutes
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -100,6 +104,7 @@ class Service:
         self._shelf = PolicyShelf(make_loader, settings.max_loaded_policies, self.metrics, self._workers.retire)
         self._sessions = SessionTable(settings.max_session_count, settings.session_idle_timeout, self.metrics, clock)
         self._servicer = PolicyServicer(settings, self._shelf, self._workers, self._sessions, self.metrics)
+        self._gate = Gate(self._sessions.knows, self.metrics)
         self._health = _Health()
         self._state = "starting"
         # Nobody who asks for others drives them out
@@ -129,9 +134,11 @@ class Service:
             # Predictions are answered by then. What is left are watches of health and reflection, which never end by
             # themselves: they get a moment for their last word
             stack.push_async_callback(server.stop, grace=FAREWELL_SECONDS)
+            stack.callback(self._gate.close)
             self._failed = asyncio.get_running_loop().create_future()
-            housekeeping = asyncio.create_task(self._keep_house(), name="keep house")
-            stack.callback(housekeeping.cancel)
+            # Apart, since a policy that is loaded anew takes minutes
+            for chore in (self._expire_sessions, self._keep_house):
+                stack.callback(asyncio.create_task(chore(), name=chore.__name__).cancel)
             self._announce(stack)
             self._stack = stack.pop_all()
         return self
@@ -213,10 +220,10 @@ class Service:
         stack.enter_context(http)
 
     async def _start_grpc(self) -> grpc.aio.Server:
+        most_connections = gate.most_connections(self._settings.max_session_count)
         server = grpc.aio.server(
-            interceptors=[Gate(self._sessions.knows, self.metrics)],
-            options=CHANNEL_OPTIONS,
-            maximum_concurrent_rpcs=gate.most_calls(self._settings.max_session_count),
+            interceptors=[self._gate],
+            options=(*CHANNEL_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections)),
         )
         pb_grpc.add_PolicyServiceServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -248,11 +255,15 @@ class Service:
             raise StartupError(f"Cannot write {path} (announce): {error.strerror}.") from error
         stack.callback(path.unlink, missing_ok=True)
 
+    async def _expire_sessions(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_AFTER_SECONDS)
+            self._sessions.expire()
+
     async def _keep_house(self) -> None:
         try:
             while True:
                 await asyncio.sleep(LOOK_AFTER_SECONDS)
-                self._sessions.expire()
                 await self._look_after_policies()
         except StartupError as error:
             assert self._failed is not None  # noqa: S101 - set before

@@ -16,7 +16,7 @@ from longarm_service import __version__, failures, requests
 from longarm_service.decoding import Decoders
 from longarm_service.failures import Context
 from longarm_service.metrics import ServiceMetrics
-from longarm_service.policy import MAIN, PolicyChoice, is_directory, resolved
+from longarm_service.policy import MAIN, PolicyChoice, ServedPolicy, SessionProcessors, is_directory, resolved
 from longarm_service.prediction import Job, Prediction
 from longarm_service.sessions import Session, SessionTable, composed_renames
 from longarm_service.settings import ServiceSettings
@@ -233,8 +233,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
             robot=robot,
             agreement=agreement,
             lease=lease,
-            # Reads files, a tokenizer's among them
-            processors=await asyncio.to_thread(lease.policy.open_processors, robot.action_names),
+            processors=await _processors(lease.policy, robot),
             task=request.task,
             chunk_size=min(request.actions_per_chunk or spec.chunk_size, spec.chunk_size),
             max_request_bytes=limits.max_request_bytes(agreement.cameras),
@@ -300,6 +299,22 @@ def is_allowed(name: str, patterns: tuple[str, ...], revision: str = "") -> bool
     real = str(Path(name).resolve())
     # A relative pattern may be meant for directories, so it is also read from the working directory
     return any(fnmatchcase(real, pattern) or fnmatchcase(real, str(Path.cwd() / pattern)) for pattern in patterns)
+
+
+async def _processors(policy: ServedPolicy, robot: RobotSpec) -> SessionProcessors:
+    """Opens processors for a robot, and closes them again if it hangs up meanwhile."""
+    # Reads files, a tokenizer's among them, and cannot be interrupted
+    opening = asyncio.create_task(asyncio.to_thread(policy.open_processors, robot.action_names), name="processors")
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_opened)
+        raise
+
+
+def _close_opened(opening: asyncio.Task[SessionProcessors]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _give_up(opening: asyncio.Task[Lease]) -> None:

@@ -3,6 +3,10 @@
 # Height and width in pixels
 type Size = tuple[int, int]
 
+# A camera of 1080p, and one of 16:10. Of larger frames a policy that scales nothing makes seconds of work for those
+# that share it
+MAX_SENT_PIXELS = 1920 * 1200
+
 
 def size_to_send(camera: Size, box: Size | None) -> Size:
     """Returns the size in which a camera's frames travel.
@@ -20,6 +24,21 @@ def size_to_send(camera: Size, box: Size | None) -> Size:
     smaller = 0 < scaled[0] <= camera[0] and 0 < scaled[1] <= camera[1]
     # Where the fraction of a pixel was cut off the side that fills the box, the policy would scale once more
     return scaled if smaller and _scaled_into(box, scaled) == scaled else camera
+
+
+def excess(key: str, name: str, camera: Size, declared: Size, box: Size | None) -> str:
+    """Returns why a camera's frames are too large for a policy that may have other robots; "" if they are not.
+
+    Args: those of difference.
+    """
+    sent = size_to_send(camera, box)
+    if sent[0] * sent[1] <= max(MAX_SENT_PIXELS, declared[0] * declared[1]):
+        return ""
+    return (
+        f"Camera {name!r} gives {_words(camera)}, which the policy would have to take whole: its configuration names "
+        f"{_words(declared)} for {key!r}, and no more than that or {MAX_SENT_PIXELS} pixels are taken. Set a smaller "
+        "width and height in --robot.cameras."
+    )
 
 
 def difference(key: str, name: str, camera: Size, declared: Size, box: Size | None) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm_wire.errors import Reason, WireError
-from longarm_wire.frame_sizes import Size, difference, size_to_send
+from longarm_wire.frame_sizes import Size, difference, excess, size_to_send
 from longarm_wire.images import MAX_PIXELS
 
 IMAGES_PREFIX = "observation.images."
@@ -202,13 +202,14 @@ def agree(
     # A camera that the policy can do without is offered to be masked
     masked = masked_cameras if policy.masks_missing_cameras else None
     problems += _camera_problems(wanted, by_policy_key, robot_keys, rename_map, masked)
+    box, cameras = policy.frame_box, {key: by_policy_key[key] for key in wanted if key in by_policy_key}
+    problems += filter(None, (excess(key, c.name, c.size, wanted[key], box) for key, c in cameras.items()))
     if problems:
         lines = "\n".join(f"- {problem}" for problem in problems)
         raise WireError(
             Reason.SPEC_MISMATCH,
             f"The robot ({robot.robot_type}) does not fit the policy ({policy.policy_type}):\n{lines}",
         )
-    box, cameras = policy.frame_box, {key: by_policy_key[key] for key in wanted}
     notes = [difference(key, c.name, c.size, wanted[key], box) for key, c in cameras.items()]
     return Agreement(
         state_names=robot.state_names if policy.state_dim else (),

@@ -91,7 +91,7 @@ class Examination:
             return False
         stack.callback(robot.disconnect, torque=True)
         try:
-            robot.connect(configure=False)
+            robot.connect()
         except ConnectionError as error:
             yield Finding("robot", Verdict.FAILED, str(error), "Is it switched on, and does nothing else use it?")
             return False
