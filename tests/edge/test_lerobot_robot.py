@@ -375,7 +375,7 @@ def test_a_robot_that_takes_several_calls_is_looked_at_again_if_it_was_sent_on_m
     monkeypatch.setattr(SOFollower, "is_thread_safe", True, raising=False)
     flags = ["--robot.port=/dev/null", f"--robot.calibration_dir={tmp_path}"]
     robot = make_robot({"type": "so101_follower"}, flags, 30)
-    robot._ready = True  # as after connect
+    monkeypatch.setattr(robot, "_ready", True)
     steps, looks, writers = [7], [], []
 
     def command() -> threading.Thread:
