@@ -157,7 +157,8 @@ class Run:
         if self._watchers.problem is not None and code == exit_codes.DONE:
             reason, code = self._watchers.problem, exit_codes.FAILED
         if self._arm is not None and self._arm.problem is not None:
-            reason, code = f"{reason.rstrip('.')}. {self._arm.problem}", code or exit_codes.FAILED
+            stop = "" if reason.endswith((".", "!", "?")) else "."
+            reason, code = f"{reason}{stop} {self._arm.problem}", code or exit_codes.FAILED
         return RunResult(code, reason, summarize(self.trace, self.queue.drops, self.settings.fps))
 
     def link_state(self) -> LinkState:
