@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue, Drop
+from longarm_edge.action_queue import ActionChunk, ActionQueue, Drop
 from longarm_edge.control import ControlLoop
 from longarm_edge.metrics import EdgeMetrics, Tick
 from longarm_edge.motion import Motion
@@ -22,7 +22,7 @@ FPS = 30.0
 def make_loop(clock, robot, **safety) -> ControlLoop:
     return ControlLoop(
         robot=robot,
-        queue=ActionQueue(AGGREGATE_FUNCTIONS["latest_only"], max_action_age=3.0),
+        queue=ActionQueue(max_action_age=3.0),
         motion=Motion.plan(robot, SafetySettings(**safety)),
         trace=Trace(EdgeMetrics(CollectorRegistry())),
         clock=clock,

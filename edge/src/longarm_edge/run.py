@@ -14,7 +14,7 @@ from rich.console import Console
 
 from longarm_edge import as_configured
 from longarm_edge import console as terminal
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
+from longarm_edge.action_queue import ActionQueue
 from longarm_edge.arm import Arm
 from longarm_edge.aside import aside, looked_after
 from longarm_edge.backoff import Backoff
@@ -100,7 +100,7 @@ class Run:
         self._motion = Motion.plan(self.robot, settings.safety)
         self.metrics = EdgeMetrics(CollectorRegistry())
         self.trace = Trace(self.metrics)
-        self.queue = ActionQueue(AGGREGATE_FUNCTIONS[settings.aggregate_fn_name], settings.safety.max_action_age)
+        self.queue = ActionQueue(settings.safety.max_action_age)
         self.link = Link(settings.safety.max_offline)
         self.metrics.watch(
             queue_depth=self.queue.depth,
@@ -198,7 +198,7 @@ class Run:
         )
         for note in session.notes:
             logger.warning("%s", note)
-        self.queue.temporal_ensemble_coeff = as_configured.temporal_ensemble_coeff(session, settings)
+        self.queue.merging = as_configured.merging(session, settings, self.robot.spec.action_names)
         if remark := as_configured.remark(session, settings):
             logger.info("%s", remark)
         signal = TickSignal()
