@@ -6,17 +6,18 @@ Nothing here waits but for the robot itself. One that hangs is noticed from outs
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from longarm_edge.action_queue import ActionQueue
+from longarm_edge.action_queue import ActionQueue, QueuedAction
 from longarm_edge.metrics import Tick
 from longarm_edge.motion import Motion
 from longarm_edge.observer import Executed
 from longarm_edge.robot import Robot
 from longarm_edge.schedule import Clock, Schedule
 from longarm_edge.settings import IdleRule
+from longarm_edge.smoothness import Smoothness
 from longarm_edge.trace import TickRecord, Trace
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,10 @@ class ControlLoop:
     next_step: int = 0
     executed: Callable[[Executed], None] = lambda _: None
     _cancelled: bool = False
+    _smoothness: Smoothness = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._smoothness = Smoothness(self.motion.kinds.is_velocity, self.fps, self.last_command)
 
     def run(self, max_ticks: int | None = None) -> str:
         """Runs ticks from 0 until there is a reason to stop, which it returns.
@@ -82,29 +87,51 @@ class ControlLoop:
                 return reason
             if self.clock.suspended() > SUSPENDED_SECONDS:
                 self.queue.expire()
-            outcome, age, chunk = self._execute(tick)
+            outcome, action = self._execute(tick)
             sent_at = self.clock.now()
             following = self.next_tick = schedule.after(tick, sent_at)
             lateness = max(0.0, sent_at - schedule.due(tick))
-            record = TickRecord(tick, sent_at, lateness, outcome, self.queue.depth(), age)
+            record = self._record(tick, sent_at, lateness, outcome, action)
             self.trace.tick(record, skipped=following - tick - 1)
-            self.executed(Executed(tick, sent_at, schedule.due(following), self.last_command, chunk, age, record.depth))
+            self.executed(
+                Executed(
+                    tick=tick,
+                    at=sent_at,
+                    next_due=schedule.due(following),
+                    command=self.last_command,
+                    chunk=action.sequence if action is not None else None,
+                    age=record.age,
+                    depth=record.depth,
+                    mean_age=record.mean_age,
+                )
+            )
             self.after_tick()
             self.last_tick_at = self.clock.now()
             tick = following
         return "the duration is over"
 
-    def _execute(self, tick: int) -> tuple[Tick, float | None, int | None]:
-        """Returns how the tick ended, and the age and the chunk of its action."""
+    def _execute(self, tick: int) -> tuple[Tick, QueuedAction | None]:
+        """Returns how the tick ended, and its action."""
         now = self.clock.now()
         self.next_tick = tick + 1
         action, expired = self.queue.take(now)
         if action is None:
             self._idle()
-            return (Tick.STALE if expired else Tick.IDLE), None, None
+            return (Tick.STALE if expired else Tick.IDLE), None
         command, clamped = self.motion.guard.clamp(action.values, self.last_command)
         self._send(command, action.step + 1)
-        return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at, action.sequence
+        return (Tick.CLAMPED if clamped else Tick.ACTION), action
+
+    def _record(
+        self, tick: int, sent_at: float, lateness: float, outcome: Tick, action: QueuedAction | None
+    ) -> TickRecord:
+        depth = self.queue.depth()
+        if action is None:
+            self._smoothness.stood()
+            return TickRecord(tick, sent_at, lateness, outcome, depth)
+        age, mean_age = sent_at - action.captured_at, sent_at - action.mean_captured_at
+        step = self._smoothness.moved(self.last_command, action.sequence)
+        return TickRecord(tick, sent_at, lateness, outcome, depth, age, mean_age, step)
 
     def cancel(self) -> None:
         """Ends the loop without another command, also one whose robot hangs now and answers later."""

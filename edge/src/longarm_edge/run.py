@@ -5,7 +5,6 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -105,6 +104,7 @@ class Run:
         self.metrics.watch(
             queue_depth=self.queue.depth,
             observation_fps=lambda: self.trace.observation_fps(self.clock.now()),
+            jerk=lambda: self.trace.jerk(self.clock.now()),
             link=self.link_state,
             drops=lambda: self.queue.drops,
         )
@@ -218,7 +218,7 @@ class Run:
         )
         sinks = self._watchers.sinks
         observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
-        planner = self._planner = self._make_planner(client, session, signal, view, arm.found)
+        planner = self._planner = self._make_planner(client, session, signal, view, arm)
         arm.heard = lambda: planner.unseen == 0
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
@@ -364,7 +364,7 @@ class Run:
         session: Session,
         signal: TickSignal,
         robot: Observed,
-        found: Callable[[RobotReading], None],
+        arm: Arm,
     ) -> Planner:
         settings = self.settings
         rtc = RealTimeChunking(settings.rtc.config, settings.fps) if session.model_action_dim else None
@@ -386,8 +386,14 @@ class Run:
             wait_for_tick=signal.wait,
             rtc=rtc,
             hindrance=self._hindrance,
-            found=found,
+            found=arm.found,
+            seen=lambda reading: self._seen(reading, arm),
         )
+
+    def _seen(self, reading: RobotReading, arm: Arm) -> None:
+        distance = arm.behind(reading)
+        if distance is not None:
+            self.trace.lagged(self.clock.now(), distance)
 
     def _hindrance(self) -> str:
         """Returns why nothing may be asked of the service now; nothing if it may."""
