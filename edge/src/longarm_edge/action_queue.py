@@ -230,6 +230,13 @@ class ActionQueue:
             self._executed = action.values
             return action, False
 
+    def peek(self, now: float) -> QueuedAction | None:
+        """Returns the next action without taking it; None where take would return none."""
+        with self._lock:
+            if not self._coming or now - self._coming[0].captured_at > self.max_action_age:
+                return None
+            return self._coming[0]
+
     def outlook(self) -> Outlook:
         """Returns where the queue stands."""
         with self._lock:

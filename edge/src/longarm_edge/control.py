@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from longarm_edge.action_queue import ActionQueue, QueuedAction
+from longarm_edge.guard import approach
 from longarm_edge.metrics import Tick
 from longarm_edge.motion import Motion
 from longarm_edge.observer import Executed
@@ -67,6 +68,7 @@ class ControlLoop:
     next_step: int = 0
     executed: Callable[[Executed], None] = lambda _: None
     _cancelled: bool = False
+    _stands: bool = True
     _smoothness: Smoothness = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,7 +116,10 @@ class ControlLoop:
         """Returns how the tick ended, and its action."""
         now = self.clock.now()
         self.next_tick = tick + 1
+        if self._stands and self._eased_in(now):
+            return Tick.EASED, None
         action, expired = self.queue.take(now)
+        self._stands = action is None
         if action is None:
             self._idle()
             return (Tick.STALE if expired else Tick.IDLE), None
@@ -126,6 +131,9 @@ class ControlLoop:
         self, tick: int, sent_at: float, lateness: float, outcome: Tick, action: QueuedAction | None
     ) -> TickRecord:
         depth = self.queue.depth()
+        if outcome is Tick.EASED:
+            step = self._smoothness.eased(self.last_command)
+            return TickRecord(tick, sent_at, lateness, outcome, depth, step=step)
         if action is None:
             self._smoothness.stood()
             return TickRecord(tick, sent_at, lateness, outcome, depth)
@@ -149,6 +157,25 @@ class ControlLoop:
         last = self.last_tick_at
         silent = 0.0 if last is None else now - last
         return silent if silent > max(STUCK_SECONDS, STUCK_PERIODS / self.fps) else 0.0
+
+    def _eased_in(self, now: float) -> bool:
+        """Sends the arm on towards the next action, and returns whether that was too far away to be executed.
+
+        The plan's time stands still meanwhile: a fresh chunk begins where the arm is by then.
+        """
+        action = self.queue.peek(now)
+        speed = self.motion.safety.ease_in_speed
+        if action is None or speed is None:
+            return False
+        largest = np.where(self.motion.kinds.is_velocity, np.inf, speed / self.fps)
+        target, _ = self.motion.guard.clamp(action.values, np.full_like(action.values, np.nan))
+        command = approach(target, self.last_command, largest)
+        if command is None:
+            return False
+        # What drives waits until the arm is there
+        command, _ = self.motion.guard.clamp(self.motion.kinds.halted(command), self.last_command)
+        self._send(command, self.next_step)
+        return True
 
     def _idle(self) -> None:
         still = self.motion.kinds.halted(self.last_command)

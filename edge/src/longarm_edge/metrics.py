@@ -63,12 +63,18 @@ class Tick(StrEnum):
     ACTION = "action"
     CLAMPED = "clamped"
     """An action, changed by the guard."""
+    EASED = "eased"
+    """On the way to the first action of an arm that stood."""
     IDLE = "idle"
     """No action was there."""
     STALE = "stale"
     """The action was too old to execute."""
     SKIPPED = "skipped"
     """The loop came more than a period late and gave the tick up."""
+
+
+# Ticks at which a command of the policy's went out
+MOVING = (Tick.ACTION, Tick.CLAMPED, Tick.EASED)
 
 
 class Recorded(StrEnum):

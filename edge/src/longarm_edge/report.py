@@ -232,7 +232,8 @@ def draw(trace: Trace, fps: float, path: Path) -> None:
 
 def _draw_steps(axes: Any, ticks: Sequence[TickRecord], start: float) -> None:
     moves = [(t.at - start, t.step) for t in ticks if t.step is not None]
-    axes.plot([at for at, _ in moves], [step.size for _, step in moves], color="tab:purple", linewidth=0.9)
+    sizes = [np.nan if t.step is None else t.step.size for t in ticks]
+    axes.plot([t.at - start for t in ticks], sizes, color="tab:purple", linewidth=0.9)
     switches = [(at, step.size) for at, step in moves if step.where is Where.SWITCH]
     if len(switches) <= MERGES_DRAWN:
         axes.plot(*zip(*switches, strict=True) if switches else ([], []), ".", color="tab:red", markersize=5,

@@ -20,7 +20,7 @@ from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
 from longarm_edge.guard import RejectedChunkError
 from longarm_edge.link import HEALTHY, Link, LinkState
-from longarm_edge.metrics import EdgeMetrics, Tick
+from longarm_edge.metrics import MOVING, EdgeMetrics
 from longarm_edge.motion import Motion
 from longarm_edge.observation_filter import ObservationFilter
 from longarm_edge.observer import CAPTURES_SHARED, Observer, SharedView
@@ -164,7 +164,7 @@ class Run:
             return LinkState.STALLED
         fps, last = self.settings.fps, self.trace.ticks[-1] if self.trace.ticks else None
         # Where chunks are short the queue is empty between its last action and the next chunk, and the arm moves
-        moves = last is not None and last.outcome in (Tick.ACTION, Tick.CLAMPED)
+        moves = last is not None and last.outcome in MOVING
         return self.link.state(now, self.queue.playback_left(now, fps) or moves / fps)
 
     def _make_tunnel(self) -> Tunnel | None:

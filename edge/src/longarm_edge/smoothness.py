@@ -11,7 +11,7 @@ class Where(StrEnum):
     """Where in the plan a command stands."""
 
     START = "start"
-    """The first one of an arm that stood."""
+    """Of an arm that stood: the first one, and those on the way there."""
     SWITCH = "switch"
     """The first one of a chunk, of an arm that moves."""
     WITHIN = "within"
@@ -54,16 +54,24 @@ class Smoothness:
         """A command out of a chunk went out: shape (action_dim), and the sequence of its request."""
         where = Where.START if self._chunk is None else Where.WITHIN if self._chunk == chunk else Where.SWITCH
         self._chunk = chunk
-        joints = command[self._looked_at]
-        step = np.abs(joints - self._recent[-1])
-        self._recent.append(joints)
-        size = float(np.nanmax(step)) if not np.isnan(step).all() else 0.0
-        return Step(where, size, self._jerk())
+        return self._step(command, where)
+
+    def eased(self, command: np.ndarray) -> Step:
+        """A command went out on the way to the first action, shape (action_dim)."""
+        self._chunk = None
+        return self._step(command, Where.START)
 
     def stood(self) -> None:
         """A tick went by without a command."""
         self._chunk = None
         self._recent.append(self._recent[-1])
+
+    def _step(self, command: np.ndarray, where: Where) -> Step:
+        joints = command[self._looked_at]
+        step = np.abs(joints - self._recent[-1])
+        self._recent.append(joints)
+        size = float(np.nanmax(step)) if not np.isnan(step).all() else 0.0
+        return Step(where, size, self._jerk())
 
     def _jerk(self) -> float | None:
         if len(self._recent) < 4 or np.isnan(self._recent[0]).any():
