@@ -235,7 +235,7 @@ class TestStopRule:
         return Leaving(
             robot=robot,
             # How the arm begins is looked at by itself
-        motion=Motion.plan(robot, SafetySettings(**{"ease_in_speed": None, **safety})),
+            motion=Motion.plan(robot, SafetySettings(**{"ease_in_speed": None, **safety})),
             start_pose=np.zeros(3, np.float32),
             last_command=np.full(3, last, np.float32),
             fps=FPS,
