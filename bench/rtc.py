@@ -24,7 +24,8 @@ from lerobot.policies.common.flow_matching import euler_integrate
 
 from bench.publish import publish
 from bench.smolvla_checkpoint import JOINTS, make_smolvla
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
+from longarm_edge.action_queue import ActionChunk, ActionQueue
+from longarm_edge.merging import LEROBOT_MERGES, Merge, fade, latest_only
 from longarm_edge.rtc import RealTimeChunking
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy
@@ -34,7 +35,12 @@ from longarm_wire.rtc import RtcConfig
 FPS = 30
 CHUNK = 50
 RTTS_MS = (0, 40, 120, 300)
-AGGREGATES = ("latest_only", "weighted_average", "rtc")
+MERGES: dict[str, Merge] = {
+    "latest_only": latest_only,
+    "weighted_average": LEROBOT_MERGES["weighted_average"],
+    "fade": fade(0.1 * FPS),
+    "rtc": latest_only,
+}
 # How far the two ways lie apart at most, and how far each chunk leads on, in normalised units of 20 degrees
 SWING, ADVANCE = 0.75, 1.5
 
@@ -81,7 +87,7 @@ def steps_at_switches(
     """
     torch.manual_seed(0)
     config = RtcConfig(execution_horizon=horizon)
-    queue = ActionQueue(AGGREGATE_FUNCTIONS[aggregate], max_action_age=1e9)
+    queue = ActionQueue(1e9, MERGES[aggregate])
     rtc = RealTimeChunking(config, FPS)
     processors = policy.open_processors()
     black = {
@@ -134,7 +140,7 @@ def table(policy: LerobotPolicy, seconds: float, inference_ms: float) -> list[st
     for rtt in RTTS_MS:
         delay = math.ceil((rtt + inference_ms) / 1000 * FPS)
         horizon = max(10, 2 * delay)
-        for aggregate in AGGREGATES:
+        for aggregate in MERGES:
             at, between = steps_at_switches(policy, aggregate, delay, horizon, round(seconds * FPS))
             p50, p95 = np.quantile(at, (0.5, 0.95))
             lines.append(

@@ -96,9 +96,31 @@ def dashboard() -> Dashboard:
             graph(
                 "Age of executed actions",
                 "s",
-                "Time since the observation behind an action. Good: steady, and the lower the better the robot reacts. "
-                "Actions older than max_action_age are not executed.",
+                "Time since the observation behind an action: behind its newest part, and the mean of all its parts "
+                "where chunks are blended. Good: steady, and the lower the better the robot reacts. Actions older than "
+                "max_action_age are not executed.",
                 *quantiles("longarm_edge_action_age_seconds", ROBOT, 0.5, t.LATENCY_QUANTILE),
+                means("longarm_edge_action_mean_age_seconds", ROBOT),
+            ),
+            graph(
+                "Steps of commands",
+                "suffix: units",
+                "How far the fastest joint goes in a tick, robot units, p95: within chunks, where one takes over from "
+                "another (switch), and after a standstill (start). Good: the same at switches as within.",
+                slow("longarm_edge_command_step", ROBOT, "where"),
+            ),
+            graph(
+                "Behind its command",
+                "suffix: units",
+                "How far a joint is seen from where it was sent, robot units. Good: steady. A servo always lags; one "
+                "that lags more and more is overloaded or blocked.",
+                *quantiles("longarm_edge_command_lag", ROBOT, 0.5, t.LATENCY_QUANTILE),
+            ),
+            graph(
+                "Jerk",
+                "suffix: units/s³",
+                "Root mean square jerk of the commands over seconds. Good: low and steady. What shakes has much of it.",
+                Query(f"longarm_edge_command_jerk{{{ROBOT}}}", "jerk"),
             ),
         ],
         "Control loop": [

@@ -20,7 +20,7 @@ type Samples = dict[str, dict[str, set[str]]]
 def samples() -> Samples:
     """Returns every exported sample name, with the values of its labels."""
     edge = EdgeMetrics(CollectorRegistry())
-    edge.watch(lambda: 0, lambda: 0, lambda: LinkState.CONNECTING, dict)
+    edge.watch(lambda: 0, lambda: 0, lambda: 0, lambda: LinkState.CONNECTING, dict)
     TunnelMetrics(edge.registry)
     service = ServiceMetrics()
     service.describe({"device": "cuda"}, lambda: [DeviceMemory("cuda:0", 1, 2, 3, 0.5)])

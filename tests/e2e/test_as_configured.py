@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from longarm_edge.settings import SafetySettings
 from longarm_wire import exit_codes
 from longarm_wire.settings import ConfigurationError
 from tests.e2e.conftest import DEFAULT_SPEC
@@ -32,9 +33,20 @@ def test_an_act_that_ensembles_is_ensembled(edge, arm, caplog: pytest.LogCapture
 @pytest.mark.usefixtures("torn")
 def test_another_aggregate_function_goes_before_it(edge, arm, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        edge(duration=1.0, aggregate_fn_name="latest_only").go()
+        edge(duration=1.0, aggregate_fn_name="latest_only", safety=SafetySettings(ease_in_speed=None)).go()
     assert "temporal_ensemble_coeff=0.01, and aggregate_fn_name=latest_only sets it aside" in caplog.text
     assert {pan for _, (pan, *_) in arm.commands} <= {0, 10}
+
+
+def test_where_chunks_disagree_the_arm_goes_over_smoothly_by_default(edge, arm, script) -> None:
+    """Chunks that are 10 apart made the arm jump by 10 at each switch."""
+    script.faults = {number: np.full((30, 3), number % 2 * 10, np.float32) for number in range(300)}
+    e = edge(duration=2.0)
+    assert e.go().exit_code == exit_codes.DONE
+    path = np.array([pan for _, (pan, *_) in arm.commands])
+    assert np.ptp(path) > 3, "it follows what it is told"
+    assert np.abs(np.diff(path)).max() < 4
+    assert e.run.trace.lags, "how far the arm lags is seen"
 
 
 def test_a_run_says_what_lerobot_would_execute_of_a_chunk(edge, script, caplog: pytest.LogCaptureFixture) -> None:

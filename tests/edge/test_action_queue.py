@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from lerobot.async_inference.configs import AGGREGATE_FUNCTIONS as LEROBOT_AGGREGATE_FUNCTIONS
 from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
 
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue, Drop
+from longarm_edge.action_queue import ActionChunk, ActionQueue, Drop
+from longarm_edge.merging import LEROBOT_MERGES, Merge, but_for, fade, latest_only, temporal_ensemble
+
+MERGES: dict[str, Merge] = {
+    **LEROBOT_MERGES,
+    "fade": fade(3.0),
+    "temporal_ensemble": temporal_ensemble(0.01),
+    "fade, but for one": but_for([1], fade(3.0)),
+}
 
 
 def chunk(step: int, steps: int, sequence: int, *, captured_at: float = 0.0, epoch: int = 0, episode: int = 0):
@@ -19,8 +27,8 @@ def chunk(step: int, steps: int, sequence: int, *, captured_at: float = 0.0, epo
     return ActionChunk(epoch, episode, sequence, step, captured_at, actions, np.pad(actions, ((0, 0), (0, 1))))
 
 
-def make_queue(aggregate: str = "latest_only", max_action_age: float = 3.0) -> ActionQueue:
-    return ActionQueue(AGGREGATE_FUNCTIONS[aggregate], max_action_age)
+def make_queue(merging: Merge = latest_only, max_action_age: float = 3.0) -> ActionQueue:
+    return ActionQueue(max_action_age, merging)
 
 
 def play(queue: ActionQueue, steps: int, now: float = 0.0) -> list[list[float]]:
@@ -139,7 +147,7 @@ def test_replies_of_another_epoch_or_episode_and_older_ones_are_dropped() -> Non
 def test_blending_equals_lerobots_to_the_bit(name: str) -> None:
     rng = np.random.default_rng(0)
     old, new = rng.normal(size=(2, 50, 6)).astype(np.float32)
-    queue = make_queue(name)
+    queue = make_queue(LEROBOT_MERGES[name])
     queue.merge(ActionChunk(0, 0, 1, 0, 0.0, old), 0.0)
     queue.merge(ActionChunk(0, 0, 2, 0, 0.0, new), 0.0)
     merged = np.stack([queue.take(0.0)[0].values for _ in range(50)])
@@ -148,7 +156,7 @@ def test_blending_equals_lerobots_to_the_bit(name: str) -> None:
 
 
 def test_every_aggregate_function_of_lerobot_is_there() -> None:
-    assert AGGREGATE_FUNCTIONS.keys() == {*LEROBOT_AGGREGATE_FUNCTIONS, "auto", "rtc"}
+    assert LEROBOT_MERGES.keys() == LEROBOT_AGGREGATE_FUNCTIONS.keys()
 
 
 @pytest.mark.parametrize("coefficient", [0.0, 0.01, 0.5, 30.0, -0.1])
@@ -156,8 +164,7 @@ def test_temporal_ensembling_equals_acts(coefficient: float) -> None:
     """A chunk at each step, as LeRobot asks for; past its end, too, where the oldest chunks fall out."""
     chunks = np.random.default_rng(0).normal(0, 30, (25, 8, 6)).astype(np.float32)
     ensembler = ACTTemporalEnsembler(coefficient, chunk_size=8)
-    queue = make_queue("auto")
-    queue.temporal_ensemble_coeff = coefficient
+    queue = make_queue(temporal_ensemble(coefficient))
     for step, actions in enumerate(chunks):
         queue.merge(ActionChunk(0, 0, step + 1, step, 0.0, actions), 0.0)
         expected = ensembler.update(torch.from_numpy(actions)[None])[0].numpy()
@@ -168,8 +175,7 @@ def test_temporal_ensembling_equals_acts(coefficient: float) -> None:
 
 @pytest.mark.parametrize("coefficient", [0.2, -0.2])
 def test_a_chunk_counts_for_the_steps_between_however_many_chunks_came(coefficient: float) -> None:
-    queue = make_queue("auto")
-    queue.temporal_ensemble_coeff = coefficient
+    queue = make_queue(temporal_ensemble(coefficient))
     steps = (0, 3, 3, 7)
     for number, step in enumerate(steps, 1):
         play(queue, step - queue.next_step)
@@ -182,8 +188,7 @@ def test_a_chunk_counts_for_the_steps_between_however_many_chunks_came(coefficie
 
 def test_no_coefficient_makes_an_action_that_is_no_number() -> None:
     for coefficient in (1e6, -1e6):
-        queue = make_queue("auto")
-        queue.temporal_ensemble_coeff = coefficient
+        queue = make_queue(temporal_ensemble(coefficient))
         for step in range(6):
             queue.merge(chunk(step, 12, step + 1), 0.0)
             (values,) = play(queue, 1)
@@ -191,8 +196,7 @@ def test_no_coefficient_makes_an_action_that_is_no_number() -> None:
 
 
 def test_an_ensemble_is_of_one_episode() -> None:
-    queue = make_queue("auto")
-    queue.temporal_ensemble_coeff = 0.01
+    queue = make_queue(temporal_ensemble(0.01))
     queue.merge(chunk(0, 12, 1), 0.0)
     play(queue, 8)
     queue.merge(chunk(8, 12, 2), 0.0)
@@ -203,7 +207,7 @@ def test_an_ensemble_is_of_one_episode() -> None:
 
 
 def test_the_outlook_is_what_comes() -> None:
-    queue = make_queue("rtc")
+    queue = make_queue()
     queue.merge(chunk(0, 6, 1), 0.0)
     play(queue, 2)
     queue.begin_epoch()
@@ -214,7 +218,7 @@ def test_the_outlook_is_what_comes() -> None:
 
 
 def test_actions_keep_their_model_space_values() -> None:
-    queue = make_queue("rtc")
+    queue = make_queue()
     queue.merge(chunk(0, 10, 1), 0.0)
     play(queue, 3)
     queue.merge(chunk(1, 6, 2), 0.0)
@@ -238,10 +242,10 @@ EVENTS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(events=EVENTS, aggregate=st.sampled_from(sorted(AGGREGATE_FUNCTIONS)))
-def test_no_interleaving_executes_a_step_twice_out_of_order_or_not_at_all(events: list[tuple], aggregate: str) -> None:
+@given(events=EVENTS, name=st.sampled_from(sorted(MERGES)))
+def test_no_interleaving_executes_a_step_twice_out_of_order_or_not_at_all(events: list[tuple], name: str) -> None:
     """B3: merging races with execution in the stock client, which repeats steps and goes back."""
-    queue = make_queue(aggregate, max_action_age=0.5)
+    queue = make_queue(MERGES[name], max_action_age=0.5)
     now, sequence, epoch, episode = 0.0, 0, 0, 0
     executed: list[int] = []
     captures: dict[int, float] = {}

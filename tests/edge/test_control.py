@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue, Drop
+from longarm_edge.action_queue import ActionChunk, ActionQueue, Drop
 from longarm_edge.control import ControlLoop
 from longarm_edge.metrics import EdgeMetrics, Tick
 from longarm_edge.motion import Motion
@@ -22,8 +22,9 @@ FPS = 30.0
 def make_loop(clock, robot, **safety) -> ControlLoop:
     return ControlLoop(
         robot=robot,
-        queue=ActionQueue(AGGREGATE_FUNCTIONS["latest_only"], max_action_age=3.0),
-        motion=Motion.plan(robot, SafetySettings(**safety)),
+        queue=ActionQueue(max_action_age=3.0),
+        # How the arm begins is looked at by itself
+        motion=Motion.plan(robot, SafetySettings(**{"ease_in_speed": None, **safety})),
         trace=Trace(EdgeMetrics(CollectorRegistry())),
         clock=clock,
         fps=FPS,
@@ -45,6 +46,58 @@ def test_an_action_goes_out_at_each_tick(clock, robot) -> None:
     assert [t for t, _ in robot.sent] == pytest.approx([100 + n / FPS for n in range(30)])
     assert [command[0] for _, command in robot.sent] == list(range(30))
     assert loop.trace.tick_counts == {Tick.ACTION: 30}
+
+
+def test_an_arm_that_stood_eases_in_to_a_first_action_far_away(clock, robot) -> None:
+    """It went there in one tick. The plan waits until the arm is there, and is followed at its own speed."""
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS)
+    loop.last_command = np.array([0, 90, 91], np.float32)
+    fill(loop, clock, 20, value=10)
+    loop.run(8)
+    first = [command.tolist() for _, command in robot.sent]
+    assert [command[2] for command in first[:3]] == [88, 85, 82], "the farthest joint at that speed"
+    assert loop.trace.tick_counts == {Tick.EASED: 8}
+    assert loop.queue.next_step == loop.next_step == 0
+    loop.run(20)
+    last = [command.tolist() for _, command in robot.sent]
+    assert last[-1] == [10, 10, 10]
+    paths = np.array([[0, 90, 91], *last])
+    assert np.abs(np.diff(paths, axis=0)).max() <= 3 + 1e-4
+    assert loop.trace.tick_counts[Tick.ACTION] == loop.queue.next_step == 2
+
+
+def test_a_moving_arm_is_not_eased_and_one_that_stood_again_is(clock, robot) -> None:
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS)
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, 100.0, np.array([[1] * 3, [30] * 3], np.float32)), 100.0)
+    loop.run(3)
+    loop.queue.merge(ActionChunk(0, 0, 2, 2, clock.now(), np.full((3, 3), 36, np.float32)), clock.now())
+    loop.run(3)
+    assert [command[0] for _, command in robot.sent] == [1, 30, 33, 36, 36]
+
+
+def test_without_a_bound_the_arm_goes_to_the_first_action_at_once(clock, robot) -> None:
+    loop = make_loop(clock, robot)
+    fill(loop, clock, 3, value=50)
+    loop.run(1)
+    assert [command.tolist() for _, command in robot.sent] == [[50] * 3]
+
+
+def test_what_drives_waits_until_the_arm_is_eased_in(clock, robot) -> None:
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS, velocity_actions=[robot.spec.action_names[2]])
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, 100.0, np.array([[7, 0, 0.5]] * 5, np.float32)), 100.0)
+    loop.run(4)
+    assert [command.tolist() for _, command in robot.sent] == [[3, 0, 0], [6, 0, 0], [7, 0, 0.5], [7, 0, 0.5]]
+
+
+def test_easing_in_keeps_to_the_bounds(clock, robot) -> None:
+    name = robot.spec.action_names[0]
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS, joint_limits={name: (-5, 5)}, max_step=1)
+    fill(loop, clock, 30, value=50)
+    loop.run(60)
+    sent = np.array([command for _, command in robot.sent])
+    assert sent[:, 0].max() == 5
+    assert np.abs(np.diff(sent, axis=0)).max() <= 1
+    assert sent[-1, 1] > 30, "and comes there"
 
 
 def test_one_late_wake_up_does_not_delay_the_next_tick(clock, robot) -> None:
@@ -191,7 +244,8 @@ class TestStopRule:
         robot.stands = robot.stands or last
         return Leaving(
             robot=robot,
-            motion=Motion.plan(robot, SafetySettings(**safety)),
+            # How the arm begins is looked at by itself
+            motion=Motion.plan(robot, SafetySettings(**{"ease_in_speed": None, **safety})),
             start_pose=np.zeros(3, np.float32),
             last_command=np.full(3, last, np.float32),
             fps=fps,

@@ -189,7 +189,7 @@ def test_a_camera_that_is_missing_drops_neither_arm(tmp_path, side: str) -> None
         settings[f"{side}_arm_config"]["cameras"] = {"wrist": camera(index_or_path="/dev/video77")["front"]}
         robot = make_robot(settings, [], 30)
         robot.connect()
-        with pytest.raises(CameraError, match="Camera wrist gives no frame: .*OpenCVCamera"):
+        with pytest.raises(CameraError, match=r"Camera wrist gives no frame: .*OpenCVCamera"):
             robot.observe()
         assert robot.read_state().shape == (12,)
         robot.disconnect(torque=True)

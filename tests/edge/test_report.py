@@ -14,6 +14,7 @@ from longarm_edge.console import StatusLine, opening
 from longarm_edge.link import LinkState
 from longarm_edge.metrics import EdgeMetrics, Observation, Stage, Tick
 from longarm_edge.report import draw, render, summarize
+from longarm_edge.smoothness import Step, Where
 from longarm_edge.trace import RequestRecord, TickRecord, Trace
 
 FPS = 30.0
@@ -28,13 +29,19 @@ def three_seconds() -> Trace:
         skipped = 3 if tick == 70 else 0
         age = 0.2 if outcome is Tick.ACTION else None
         lateness = 0.005 if tick == 10 else 0.0002
-        found.tick(TickRecord(tick, 100 + tick / FPS + lateness, lateness, outcome, 90 - tick, age), skipped)
+        at = 100 + tick / FPS + lateness
+        mean_age, step = None, None
+        if outcome is Tick.ACTION:
+            where = Where.START if tick in (0, 5, 61) else Where.SWITCH if tick % 10 == 0 else Where.WITHIN
+            mean_age, step = 0.3, Step(where, 3.0 if where is Where.SWITCH else 1.0, 100.0 if tick > 5 else None)
+        found.tick(TickRecord(tick, at, lateness, outcome, 90 - tick, age, mean_age, step), skipped)
         tick += 1 + skipped
     for number in range(4):
         found.sent(100.0 + number)
         stages = dict.fromkeys(Stage, 0.01)
         found.answered(RequestRecord(100.1 + number, 0.1 * (number + 1), stages))
     found.observation(Observation.FILTERED)
+    found.lagged(101.0, 2.5)
     found.bytes_moved(40_000, 1_200)
     return found
 
@@ -83,6 +90,28 @@ def test_the_summary_reads_as_a_table_in_milliseconds(trace: Trace) -> None:
     assert "10 kB per observation" in text
     row = next(line for line in text.splitlines() if line.startswith("inference latency"))
     assert row.split()[2:] == ["250.0", "385.0", "397.0", "400.0"]
+
+
+def test_the_summary_tells_how_smoothly_the_arm_was_told_to_move(trace: Trace) -> None:
+    """Milliseconds alone do not show an arm that shakes."""
+    summary = summarize(trace, {}, FPS)
+    assert summary.steps[Where.SWITCH].p95 == 3
+    assert summary.steps[Where.WITHIN].p95 == 1
+    assert summary.switches_per_second == pytest.approx(7 / (87 / FPS))
+    assert summary.jerk == 100
+    text = render(summary)
+    row = next(line for line in text.splitlines() if line.startswith("step at a switch"))
+    assert row.split()[4:] == ["3.00"] * 4
+    row = next(line for line in text.splitlines() if line.startswith("behind its command"))
+    assert row.split()[3:] == ["2.50"] * 4
+    assert "2.4 switches from chunk to chunk per second, jerk 100 rms per s³" in text
+    row = next(line for line in text.splitlines() if line.startswith("  of all its parts"))
+    assert row.split()[4] == "300.0"
+
+
+def test_jerk_is_over_the_last_seconds(trace: Trace) -> None:
+    assert trace.jerk(103.0) == pytest.approx(100)
+    assert trace.jerk(120.0) == 0
 
 
 def test_a_run_that_never_began_has_a_summary_too() -> None:

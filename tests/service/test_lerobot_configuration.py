@@ -25,7 +25,8 @@ from tests.service.test_processes import KeptLoader, kept
 from bench.smolvla_checkpoint import make_smolvla
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1.policy_service_pb2_grpc import PolicyServiceStub
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
+from longarm_edge.action_queue import ActionChunk, ActionQueue
+from longarm_edge.merging import temporal_ensemble
 from longarm_service.lerobot_loader import LerobotLoader
 from longarm_service.lerobot_policy import LerobotPolicy, Model
 from longarm_service.policy import Guidance, PolicyChoice
@@ -167,8 +168,7 @@ def test_chunks_are_ensembled_as_lerobot_does(stub: PolicyServiceStub, tmp_path:
     session = open_session(stub, str(tmp_path), robot=robot_of("front", "wrist"))
     assert session.temporal_ensemble_coeff == 0.1
     stock = Stock(tmp_path)
-    queue = ActionQueue(AGGREGATE_FUNCTIONS["auto"], max_action_age=10.0)
-    queue.temporal_ensemble_coeff = session.temporal_ensemble_coeff
+    queue = ActionQueue(10.0, temporal_ensemble(session.temporal_ensemble_coeff))
     largest = 0.0
     for step in range(CHUNK_SIZE + 5):
         state, frames = some_state(step), some_frames(step, "front", "wrist")

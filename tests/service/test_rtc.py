@@ -27,7 +27,7 @@ from tests.service.conftest import Serve
 from tests.service.fakes import FakeLoader, failing, fake_spec, observation, open_session, robot
 
 from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
+from longarm_edge.action_queue import ActionChunk, ActionQueue
 from longarm_edge.policy_client import PolicyChoice as ClientChoice
 from longarm_edge.policy_client import PolicyClient
 from longarm_edge.robot import RobotReading
@@ -165,7 +165,7 @@ def run_over_the_wire(
     address: str, checkpoint: Path, config: RtcConfig, cameras: Sequence[str], expected: Sequence[int]
 ) -> list[LocalChunk]:
     """Does the same with Longarm's own parts: client, service, prefix and action queue."""
-    queue = ActionQueue(AGGREGATE_FUNCTIONS["rtc"], max_action_age=1e9)
+    queue = ActionQueue(max_action_age=1e9)
     rtc = RealTimeChunking(config, FPS)
     chunks = []
     with PolicyClient(address, Codec.RAW, 90) as client:

@@ -3,28 +3,13 @@
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-Aggregate = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-# How an action of the old chunk and one of the new chunk for the same step become one. Names and weights are those
-# of LeRobot's async_inference.configs.AGGREGATE_FUNCTIONS, but for the first and the last
-AGGREGATE_FUNCTIONS: Mapping[str, Aggregate] = {
-    # As the policy's configuration has it: see ActionQueue.temporal_ensemble_coeff
-    "auto": lambda _old, new: new,
-    "latest_only": lambda _old, new: new,
-    "weighted_average": lambda old, new: 0.3 * old + 0.7 * new,
-    "average": lambda old, new: 0.5 * old + 0.5 * new,
-    "conservative": lambda old, new: 0.7 * old + 0.3 * new,
-    # Real-time chunking: the policy itself has made the new chunk follow the old one
-    "rtc": lambda _old, new: new,
-}
-# Above it exp() fails; an old chunk that counts so much more than a new one counts alone
-MAX_EXPONENT = 700.0
+from longarm_edge.merging import Merge, Seam, latest_only
 
 
 class Drop(StrEnum):
@@ -65,20 +50,22 @@ class ActionChunk:
 
 @dataclass(frozen=True, slots=True)
 class QueuedAction:
-    """One action for one step. A blend is as old as the newest part of it.
+    """One action for one step.
 
     Attributes:
       step: Its place in the plan.
       values: Shape (action_dim,), robot units.
-      captured_at: Capture of the observation behind it.
+      captured_at: Capture of the observation behind it: of a blend, behind its newest part.
+      mean_captured_at: The mean of the captures behind all of its parts, each weighted with its share.
       sequence: Request whose reply it came with.
       model_values: As the policy made it, shape (model_action_dim,). None without real-time chunking.
-      weight: That of all chunks behind it, where the newest one's is 1. For temporal ensembling.
+      weight: That of all chunks behind it, where the newest one's is 1.
     """
 
     step: int
     values: np.ndarray
     captured_at: float
+    mean_captured_at: float
     sequence: int
     model_values: np.ndarray | None = None
     weight: float = 1.0
@@ -112,23 +99,22 @@ class ActionQueue:
 
     Attributes:
       max_action_age: Seconds from capture after which an action is never executed.
-      temporal_ensemble_coeff: ACT's: an action is the mean of all chunks that have one for its step, each weighted with
-        exp(-coefficient * steps since the oldest). None to aggregate as the queue was made to. To be set before the
-        first merge.
+      merging: How a new chunk and what is left of the old one become one plan. To be set before the first merge.
     """
 
-    def __init__(self, aggregate: Aggregate, max_action_age: float) -> None:
+    def __init__(self, max_action_age: float, merging: Merge = latest_only) -> None:
         """Makes an empty queue before step 0 of episode 0, epoch 0.
 
         Args:
-          aggregate: From the old and the new action of a step to the one to execute.
           max_action_age: Seconds from capture after which an action is never executed.
+          merging: How a new chunk and what is left of the old one become one plan.
         """
         self.max_action_age = max_action_age
-        self.temporal_ensemble_coeff: float | None = None
-        self._aggregate = aggregate
+        self.merging = merging
         self._lock = threading.Lock()
         self._coming: deque[QueuedAction] = deque()
+        # None while the arm stands
+        self._executed: np.ndarray | None = None
         self._next_step = 0
         self._epoch = 0
         self._episode = 0
@@ -192,28 +178,34 @@ class ActionQueue:
             if late == steps:
                 # Nothing of it is new: what is coming stays, if it reaches further
                 return Drop.LATE
-            merged: deque[QueuedAction] = deque()
-            for offset in range(late, steps):
-                old = self._coming.popleft() if self._coming else None
-                values, weight = self._merged(old, chunk.actions[offset], chunk.step - self._newest_chunk_step)
-                model_values = None if chunk.model_actions is None else chunk.model_actions[offset]
-                step = chunk.step + offset
-                merged.append(QueuedAction(step, values, chunk.captured_at, chunk.sequence, model_values, weight))
-            self._drops[Drop.REPLACED] += len(self._coming)
-            self._coming = merged
+            old = list(self._coming)
+            merged = self.merging(
+                Seam(
+                    new=chunk.actions[late:],
+                    old=np.stack([action.values for action in old]) if old else chunk.actions[:0],
+                    weights=np.array([action.weight for action in old]),
+                    executed=self._executed,
+                    new_before=chunk.actions[late - 1] if late else None,
+                    steps_between=chunk.step - self._newest_chunk_step,
+                )
+            )
+            first = chunk.step + late
+            shares = merged.shares.tolist()
+            self._coming = deque(
+                QueuedAction(
+                    step=first + i,
+                    values=merged.values[i],
+                    captured_at=chunk.captured_at,
+                    mean_captured_at=_mean_capture(chunk.captured_at, old, i, share),
+                    sequence=chunk.sequence,
+                    model_values=None if chunk.model_actions is None else chunk.model_actions[late + i],
+                    weight=1 / share if share else math.inf,
+                )
+                for i, share in enumerate(shares)
+            )
+            self._drops[Drop.REPLACED] += max(0, len(old) - len(self._coming))
             self._newest_chunk_step = chunk.step
             return None
-
-    def _merged(self, old: QueuedAction | None, new: np.ndarray, steps_between: int) -> tuple[np.ndarray, float]:
-        """Returns what becomes of the old and the new action of a step, and its weight."""
-        if old is None:
-            return new, 1.0
-        if self.temporal_ensemble_coeff is None:
-            return self._aggregate(old.values, new), 1.0
-        # LeRobot asks at every step and counts chunks; to count steps is the same there, and where a chunk comes now
-        # and then each still counts for what it would
-        weight = old.weight * math.exp(min(self.temporal_ensemble_coeff * steps_between, MAX_EXPONENT))
-        return old.values + (new - old.values) * (1 / (1 + weight)), 1 + weight
 
     def take(self, now: float) -> tuple[QueuedAction | None, bool]:
         """Removes and returns the next action, and whether there were actions that are too old to execute.
@@ -225,14 +217,25 @@ class ActionQueue:
         """
         with self._lock:
             if not self._coming:
+                self._executed = None
                 return None, False
             if now - self._coming[0].captured_at > self.max_action_age:
                 # So are the others: all rest on the same observation
                 self._drops[Drop.EXPIRED] += len(self._coming)
                 self._coming.clear()
+                self._executed = None
                 return None, True
             self._next_step += 1
-            return self._coming.popleft(), False
+            action = self._coming.popleft()
+            self._executed = action.values
+            return action, False
+
+    def peek(self, now: float) -> QueuedAction | None:
+        """Returns the next action without taking it; None where take would return none."""
+        with self._lock:
+            if not self._coming or now - self._coming[0].captured_at > self.max_action_age:
+                return None
+            return self._coming[0]
 
     def outlook(self) -> Outlook:
         """Returns where the queue stands."""
@@ -270,6 +273,15 @@ class ActionQueue:
         with self._lock:
             self._drops[Drop.REPLACED] += len(self._coming)
             self._coming.clear()
+            self._executed = None
             self._next_step = self._newest_chunk_step = 0
             self._episode += 1
             return self._episode
+
+
+def _mean_capture(captured_at: float, old: Sequence[QueuedAction], i: int, share: float) -> float:
+    """Returns the mean of the captures behind an action of which share is new, and the rest as action i of old."""
+    if not old or share == 1:
+        return captured_at
+    # What fades out goes on past the old plan's end
+    return share * captured_at + (1 - share) * old[min(i, len(old) - 1)].mean_captured_at

@@ -7,17 +7,19 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from longarm_edge.action_queue import ActionQueue
+from longarm_edge.action_queue import ActionQueue, QueuedAction
+from longarm_edge.guard import approach
 from longarm_edge.metrics import Tick
 from longarm_edge.motion import Motion
 from longarm_edge.observer import Executed
 from longarm_edge.robot import Robot, UnheardError
 from longarm_edge.schedule import Clock, Schedule
 from longarm_edge.settings import IdleRule
+from longarm_edge.smoothness import Smoothness
 from longarm_edge.trace import TickRecord, Trace
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,11 @@ class ControlLoop:
     executed: Callable[[Executed], None] = lambda _: None
     _cancelled: bool = False
     _unheard_since: float = math.inf
+    _stands: bool = True
+    _smoothness: Smoothness = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._smoothness = Smoothness(self.motion.kinds.is_velocity, self.fps, self.last_command)
 
     def run(self, max_ticks: int | None = None) -> str:
         """Runs ticks from 0 until there is a reason to stop, which it returns.
@@ -83,13 +90,24 @@ class ControlLoop:
                 return reason
             if self.clock.suspended() > SUSPENDED_SECONDS:
                 self.queue.expire()
-            outcome, age, chunk = self._execute(tick)
+            outcome, action = self._execute(tick)
             sent_at = self.clock.now()
             following = self.next_tick = schedule.after(tick, sent_at)
             lateness = max(0.0, sent_at - schedule.due(tick))
-            record = TickRecord(tick, sent_at, lateness, outcome, self.queue.depth(), age)
+            record = self._record(tick, sent_at, lateness, outcome, action)
             self.trace.tick(record, skipped=following - tick - 1)
-            self.executed(Executed(tick, sent_at, schedule.due(following), self.last_command, chunk, age, record.depth))
+            self.executed(
+                Executed(
+                    tick=tick,
+                    at=sent_at,
+                    next_due=schedule.due(following),
+                    command=self.last_command,
+                    chunk=action.sequence if action is not None else None,
+                    age=record.age,
+                    depth=record.depth,
+                    mean_age=record.mean_age,
+                )
+            )
             self.after_tick()
             self.last_tick_at = self.clock.now()
             tick = following
@@ -107,18 +125,35 @@ class ControlLoop:
             if until >= due:
                 return None
 
-    def _execute(self, tick: int) -> tuple[Tick, float | None, int | None]:
-        """Returns how the tick ended, and the age and the chunk of its action."""
+    def _execute(self, tick: int) -> tuple[Tick, QueuedAction | None]:
+        """Returns how the tick ended, and its action."""
         now = self.clock.now()
         self.next_tick = tick + 1
+        if self._stands and self._eased_in(now):
+            return Tick.EASED, None
         action, expired = self.queue.take(now)
+        self._stands = action is None
         if action is None:
             self._idle()
-            return (Tick.STALE if expired else Tick.IDLE), None, None
+            return (Tick.STALE if expired else Tick.IDLE), None
         command, clamped = self.motion.guard.clamp(action.values, self.last_command)
         if not self._send(command, action.step + 1):
-            return Tick.IDLE, None, None
-        return (Tick.CLAMPED if clamped else Tick.ACTION), now - action.captured_at, action.sequence
+            return Tick.IDLE, None
+        return (Tick.CLAMPED if clamped else Tick.ACTION), action
+
+    def _record(
+        self, tick: int, sent_at: float, lateness: float, outcome: Tick, action: QueuedAction | None
+    ) -> TickRecord:
+        depth = self.queue.depth()
+        if outcome is Tick.EASED:
+            step = self._smoothness.eased(self.last_command)
+            return TickRecord(tick, sent_at, lateness, outcome, depth, step=step)
+        if action is None:
+            self._smoothness.stood()
+            return TickRecord(tick, sent_at, lateness, outcome, depth)
+        age, mean_age = sent_at - action.captured_at, sent_at - action.mean_captured_at
+        step = self._smoothness.moved(self.last_command, action.sequence)
+        return TickRecord(tick, sent_at, lateness, outcome, depth, age, mean_age, step)
 
     def cancel(self) -> None:
         """Ends the loop without another command, also one whose robot hangs now and answers later."""
@@ -136,6 +171,25 @@ class ControlLoop:
         last = self.last_tick_at
         silent = 0.0 if last is None else now - last
         return silent if silent > max(STUCK_SECONDS, STUCK_PERIODS / self.fps) else 0.0
+
+    def _eased_in(self, now: float) -> bool:
+        """Sends the arm on towards the next action, and returns whether that was too far away to be executed.
+
+        The plan's time stands still meanwhile: a fresh chunk begins where the arm is by then.
+        """
+        action = self.queue.peek(now)
+        speed = self.motion.safety.ease_in_speed
+        if action is None or speed is None:
+            return False
+        largest = np.where(self.motion.kinds.is_velocity, np.inf, speed / self.fps)
+        target, _ = self.motion.guard.clamp(action.values, np.full_like(action.values, np.nan))
+        command = approach(target, self.last_command, largest)
+        if command is None:
+            return False
+        # What drives waits until the arm is there
+        command, _ = self.motion.guard.clamp(self.motion.kinds.halted(command), self.last_command)
+        self._send(command, self.next_step)
+        return True
 
     def _idle(self) -> None:
         still = self.motion.kinds.halted(self.last_command)

@@ -43,6 +43,7 @@ def write_frame(fd: int, frame: Frame) -> None:
         "chunk": done.chunk,
         "age": done.age,
         "depth": done.depth,
+        "mean_age": done.mean_age,
         "latency": frame.latency,
         "state": None if reading is None else reading.state.tolist(),
         "images": {name: image.shape for name, image in images.items()},
@@ -67,6 +68,7 @@ def read_frames(stream: BinaryIO) -> Iterator[Frame]:
             chunk=header["chunk"],
             age=header["age"],
             depth=header["depth"],
+            mean_age=header["mean_age"],
         )
         state = header["state"]
         reading = None if state is None else RobotReading(np.array(state, np.float32), images)

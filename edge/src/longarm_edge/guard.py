@@ -96,3 +96,18 @@ class Guard:
         stepped = np.clip(within, previous - self.max_step, previous + self.max_step)
         command = np.where(np.isnan(previous), within, stepped)
         return command, bool((command != action).any())
+
+
+def approach(target: np.ndarray, previous: np.ndarray, largest: np.ndarray) -> np.ndarray | None:
+    """Returns the next command on the straight way to target, or None once target itself is near enough.
+
+    Args:
+      target: Where to, shape (action_dim).
+      previous: The command before, same shape, NaN where unknown: such a joint goes at once.
+      largest: Largest change, same shape, inf where unlimited.
+    """
+    way = np.nan_to_num(target - previous, nan=0.0)
+    share = float(np.min(largest / np.maximum(np.abs(way), 1e-9)))
+    if share >= 1:
+        return None
+    return np.where(np.isnan(previous) | np.isinf(largest), target, previous + way * share).astype(np.float32)

@@ -21,7 +21,8 @@ from longarm_edge.unfinished import InUseError, Unfinished
 logger = logging.getLogger(__name__)
 
 # Beside LeRobot's own, one number a frame. LeRobot's normalisation and policies leave features of other names alone
-CHUNK, ACTION_AGE, TICK = "longarm.chunk", "longarm.action_age", "longarm.tick"
+CHUNK, TICK = "longarm.chunk", "longarm.tick"
+ACTION_AGE, ACTION_MEAN_AGE = "longarm.action_age", "longarm.action_mean_age"
 # In place of chunk and age where the command rests on no action: statistics of NaN would be NaN
 NONE = -1
 # Frames that may wait for an encoder, or for the threads that write PNG files
@@ -54,6 +55,7 @@ def features(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
         },
         CHUNK: {"dtype": "int64", "shape": (1,), "names": None},
         ACTION_AGE: {"dtype": "float32", "shape": (1,), "names": None},
+        ACTION_MEAN_AGE: {"dtype": "float32", "shape": (1,), "names": None},
         TICK: {"dtype": "int64", "shape": (1,), "names": None},
     }
 
@@ -135,6 +137,7 @@ class Recording:
                 ACTION: done.command,
                 CHUNK: np.array([NONE if done.chunk is None else done.chunk], np.int64),
                 ACTION_AGE: np.array([NONE if done.age is None else done.age], np.float32),
+                ACTION_MEAN_AGE: np.array([NONE if done.mean_age is None else done.mean_age], np.float32),
                 TICK: np.array([done.tick], np.int64),
                 "task": self._task,
             }

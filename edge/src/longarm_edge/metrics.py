@@ -11,11 +11,14 @@ from prometheus_client.registry import Collector
 from longarm_edge import __version__
 from longarm_edge.action_queue import Drop
 from longarm_edge.link import LinkState
+from longarm_edge.smoothness import Where
 
 # From the parts of a fast loopback to a slow policy behind a slow link
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 1 / 30, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10)
 # A tick is good below 2 ms and lost at 1/30 s
 LATENESS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 1 / 30, 0.1, 1)
+# Robot units: degrees, or hundredths of a range. An arm makes up to a few a tick
+STEP_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 50)
 AGE_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5)
 
 
@@ -60,12 +63,18 @@ class Tick(StrEnum):
     ACTION = "action"
     CLAMPED = "clamped"
     """An action, changed by the guard."""
+    EASED = "eased"
+    """On the way to the first action of an arm that stood."""
     IDLE = "idle"
     """No action was there, or it did not reach the motors."""
     STALE = "stale"
     """The action was too old to execute."""
     SKIPPED = "skipped"
     """The loop came more than a period late and gave the tick up."""
+
+
+# Ticks at which a command of the policy's went out
+MOVING = (Tick.ACTION, Tick.CLAMPED, Tick.EASED)
 
 
 class Recorded(StrEnum):
@@ -128,8 +137,34 @@ class EdgeMetrics:
         )
         self.action_age = Histogram(
             f"{prefix}_action_age_seconds",
-            "Time from the capture of the observation behind an action to its execution.",
+            "Time from the capture of the observation behind an action, behind its newest part, to its execution.",
             buckets=AGE_BUCKETS,
+            registry=registry,
+        )
+        self.action_mean_age = Histogram(
+            f"{prefix}_action_mean_age_seconds",
+            "The same for all observations behind an action, each weighted with its share.",
+            buckets=AGE_BUCKETS,
+            registry=registry,
+        )
+        self.command_step = Histogram(
+            f"{prefix}_command_step",
+            "Largest change of a joint from one command to the next, robot units, by where in the plan.",
+            ["where"],
+            buckets=STEP_BUCKETS,
+            registry=registry,
+        )
+        for where in Where:
+            self.command_step.labels(where)
+        self.command_lag = Histogram(
+            f"{prefix}_command_lag",
+            "How far a joint was seen from its command, the one that is farthest, robot units.",
+            buckets=STEP_BUCKETS,
+            registry=registry,
+        )
+        self.command_jerk = Gauge(
+            f"{prefix}_command_jerk",
+            "Root mean square jerk of the commands over the last seconds, robot units per cubic second.",
             registry=registry,
         )
         self.queue_depth = Gauge(f"{prefix}_action_queue_depth", "Actions left in the action queue.", registry=registry)
@@ -158,6 +193,7 @@ class EdgeMetrics:
         self,
         queue_depth: Callable[[], float],
         observation_fps: Callable[[], float],
+        jerk: Callable[[], float],
         link: Callable[[], LinkState],
         drops: Callable[[], Mapping[Drop, int]],
     ) -> None:
@@ -165,6 +201,7 @@ class EdgeMetrics:
         self.registry.register(_Drops(drops))
         self.queue_depth.set_function(queue_depth)
         self.observation_fps.set_function(observation_fps)
+        self.command_jerk.set_function(jerk)
         for state in LinkState:
             self.link_state.labels(state).set_function(functools.partial(_is_in, link, state))
 

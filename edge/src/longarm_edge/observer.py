@@ -38,8 +38,9 @@ class Executed:
       next_due: When the next tick is due, same clock.
       command: The command in effect, float32 of shape (action_dim): of an idle tick that sent nothing, the last one.
       chunk: Sequence of the request behind the action, None without an action.
-      age: Age of the action in seconds, None without one.
+      age: Age of the action's newest part in seconds, None without one.
       depth: Actions left in the queue.
+      mean_age: Mean age of its parts, each weighted with its share.
     """
 
     tick: int
@@ -49,6 +50,7 @@ class Executed:
     chunk: int | None
     age: float | None
     depth: int
+    mean_age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

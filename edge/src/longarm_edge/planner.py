@@ -60,6 +60,7 @@ class Planner:
       hindrance: Says why nothing may be asked of the service now; nothing if it may.
       found: Told what is seen of an arm that could not be seen for a while, before it is told anything new. Raises if
         that is not to be believed.
+      seen: Told each observation.
       unseen: How many observations failed, one after another, that were no camera's.
     """
 
@@ -80,6 +81,7 @@ class Planner:
     rtc: RealTimeChunking | None = None
     hindrance: Callable[[], str] = lambda: ""
     found: Callable[[RobotReading], None] = lambda _: None
+    seen: Callable[[RobotReading], None] = lambda _: None
     unseen: int = 0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
@@ -192,6 +194,7 @@ class Planner:
             self._not_seen(error)
             return
         self.unseen = 0
+        self.seen(reading)
         observed = self.clock.now()
         self.link.observed()
         if reading.captured_at is not None:  # it was shared, and is a little older than this question

@@ -81,6 +81,7 @@ class Display:
             self._number(["joints", name, "target"], value)
         self._number(["queue", "depth"], done.depth)
         self._number(["delay", "action age"], None if done.age is None else done.age * 1000)
+        self._number(["delay", "action mean age"], None if done.mean_age is None else done.mean_age * 1000)
         self._number(["delay", "latency"], None if frame.latency is None else frame.latency * 1000)
         if reading is not None:
             for name, value in zip(self._state_names, reading.state.tolist(), strict=True):

@@ -5,7 +5,6 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from longarm_edge import as_configured
 from longarm_edge import console as terminal
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionQueue
+from longarm_edge.action_queue import ActionQueue
 from longarm_edge.answers import Session
 from longarm_edge.arm import CONNECT_SECONDS, Arm
 from longarm_edge.aside import aside, looked_after
@@ -22,7 +21,7 @@ from longarm_edge.backoff import Backoff
 from longarm_edge.control import ControlLoop, TickSignal
 from longarm_edge.guard import RejectedChunkError
 from longarm_edge.link import HEALTHY, Link, LinkState
-from longarm_edge.metrics import EdgeMetrics, Tick
+from longarm_edge.metrics import MOVING, EdgeMetrics
 from longarm_edge.motion import Motion
 from longarm_edge.observation_filter import ObservationFilter
 from longarm_edge.observer import CAPTURES_SHARED, Observer, SharedView
@@ -99,11 +98,12 @@ class Run:
         self._motion = Motion.plan(self.robot, settings.safety)
         self.metrics = EdgeMetrics(CollectorRegistry())
         self.trace = Trace(self.metrics)
-        self.queue = ActionQueue(AGGREGATE_FUNCTIONS[settings.aggregate_fn_name], settings.safety.max_action_age)
+        self.queue = ActionQueue(settings.safety.max_action_age)
         self.link = Link(settings.safety.max_offline)
         self.metrics.watch(
             queue_depth=self.queue.depth,
             observation_fps=lambda: self.trace.observation_fps(self.clock.now()),
+            jerk=lambda: self.trace.jerk(self.clock.now()),
             link=self.link_state,
             drops=lambda: self.queue.drops,
         )
@@ -168,7 +168,7 @@ class Run:
             return LinkState.STALLED
         fps, last = self.settings.fps, self.trace.ticks[-1] if self.trace.ticks else None
         # Where chunks are short the queue is empty between its last action and the next chunk, and the arm moves
-        moves = last is not None and last.outcome in (Tick.ACTION, Tick.CLAMPED)
+        moves = last is not None and last.outcome in MOVING
         return self.link.state(now, self.queue.playback_left(now, fps) or moves / fps)
 
     def _make_tunnel(self) -> Tunnel | None:
@@ -208,7 +208,7 @@ class Run:
         )
         for note in session.notes:
             logger.warning("%s", note)
-        self.queue.temporal_ensemble_coeff = as_configured.temporal_ensemble_coeff(session, settings)
+        self.queue.merging = as_configured.merging(session, settings, self.robot.spec.action_names)
         if remark := as_configured.remark(session, settings):
             logger.info("%s", remark)
         signal = TickSignal()
@@ -228,7 +228,7 @@ class Run:
         )
         sinks = self._watchers.sinks
         observer = Observer(view, self.clock, sinks, self._latency) if sinks else None
-        planner = self._planner = self._make_planner(client, session, signal, view, arm.found)
+        planner = self._planner = self._make_planner(client, session, signal, view, arm)
         arm.heard = lambda: planner.unseen == 0
         # Taken apart in reverse: no more chunks, then the arm at once, then whatever still hangs on the network
         stack.callback(planner.close)
@@ -374,7 +374,7 @@ class Run:
         session: Session,
         signal: TickSignal,
         robot: Observed,
-        found: Callable[[RobotReading], None],
+        arm: Arm,
     ) -> Planner:
         settings = self.settings
         rtc = RealTimeChunking(settings.rtc.config, settings.fps) if session.model_action_dim else None
@@ -396,8 +396,14 @@ class Run:
             wait_for_tick=signal.wait,
             rtc=rtc,
             hindrance=self._hindrance,
-            found=found,
+            found=arm.found,
+            seen=lambda reading: self._seen(reading, arm),
         )
+
+    def _seen(self, reading: RobotReading, arm: Arm) -> None:
+        distance = arm.behind(reading)
+        if distance is not None:
+            self.trace.lagged(self.clock.now(), distance)
 
     def _hindrance(self) -> str:
         """Returns why nothing may be asked of the service now; nothing if it may."""

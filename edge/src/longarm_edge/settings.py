@@ -20,13 +20,15 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class AggregateName(StrEnum):
-    """Names of action_queue.AGGREGATE_FUNCTIONS."""
+    """How a new chunk and what is left of the old one become one plan."""
 
     AUTO = "auto"
     LATEST_ONLY = "latest_only"
     WEIGHTED_AVERAGE = "weighted_average"
     AVERAGE = "average"
     CONSERVATIVE = "conservative"
+    FADE = "fade"
+    TEMPORAL_ENSEMBLE = "temporal_ensemble"
     RTC = "rtc"
 
 
@@ -55,6 +57,9 @@ class SafetySettings(BaseModel):
     """Seconds from the capture of an observation after which its actions are never executed."""
     max_step: Positive | dict[str, Positive] | None = None
     """Largest change of a command per tick, in robot units: one number, or JSON by action name. Unset: no bound."""
+    ease_in_speed: Positive | None = 60.0
+    """Largest speed, in robot units (degrees or percent, say) per second, at which a joint goes to the first action of
+    an arm that stood: at the start, and after every standstill. Unset: it goes there at once."""
     joint_limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Lowest and highest command by action name, as JSON: {"gripper.pos": [5, 95]}."""
     when_idle: IdleRule = IdleRule.HOLD
@@ -172,9 +177,18 @@ class EdgeSettings(ProcessSettings):
     chunk_size_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """With replan=threshold: ask when queue depth / chunk size is at most this."""
     aggregate_fn_name: AggregateName = AggregateName.AUTO
-    """How old and new actions for one step become one: latest_only, weighted_average, average or conservative; or rtc,
-    real-time chunking, for policies that support it (smolvla, pi0, pi05 and others). auto: temporal ensembling for
-    an ACT that has a temporal_ensemble_coeff, else latest_only."""
+    """How a new chunk and what is left of the old one become one plan. fade: the new one begins where the old one
+    would have gone on, and the difference fades out. temporal_ensemble: ACT's mean of all chunks. latest_only,
+    weighted_average, average and conservative: LeRobot's. rtc: real-time chunking, for policies that support it
+    (smolvla, pi0, pi05 and others). auto: temporal_ensemble for an ACT that says temporal_ensemble_coeff, else fade."""
+    fade_seconds: Positive = 0.1
+    """With fade: time constant of what fades out. Three quarters are gone after 2.7 of it, 95 % after 4.7."""
+    temporal_ensemble_coeff: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """With temporal_ensemble: a chunk weighs exp(-coefficient x steps since the oldest). Unset: what the policy says,
+    else 0.01."""
+    unblended_actions: list[str] = Field(default_factory=list)
+    """Names of action values that are always taken from the newest chunk as they are, as JSON: ["gripper.pos"]. For
+    what is open or shut and nothing in between."""
     rtc: RtcSettings = RtcSettings()
     similarity_tolerance: Annotated[float, Field(ge=0)] = 1.0
     """An observation whose joint state is within this L2 distance of the last answered one, in robot units, and whose

@@ -1,11 +1,13 @@
 """What happened in a run, kept for the summary and the picture: the recent ticks, requests and all the counts."""
 
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from longarm_edge.metrics import EdgeMetrics, Observation, Reconnect, Recorded, Stage, Tick
+from longarm_edge.smoothness import Step
 
 # At 30 ticks a second this is an hour; older ticks stay in the counts only
 KEPT_TICKS = 108_000
@@ -26,7 +28,9 @@ class TickRecord:
       lateness: Seconds after it was due.
       outcome: How it ended.
       depth: Actions left afterwards.
-      age: Age of the executed action in seconds, None without one.
+      age: Age of the newest part of the executed action in seconds, None without one.
+      mean_age: Mean age of its parts, each weighted with its share.
+      step: How the command went on from the one before.
     """
 
     tick: int
@@ -34,7 +38,9 @@ class TickRecord:
     lateness: float
     outcome: Tick
     depth: int
-    age: float | None
+    age: float | None = None
+    mean_age: float | None = None
+    step: Step | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,13 @@ class RequestRecord:
 class Trace:
     """Records the run and moves the metrics. Each part has one writer: the control loop or the planner.
 
-    Ticks and requests are kept for a while; everything else is of the whole run.
+    Ticks, requests and lags are kept for a while; everything else is of the whole run.
     """
 
     metrics: EdgeMetrics
     ticks: deque[TickRecord] = field(default_factory=lambda: deque(maxlen=KEPT_TICKS))
     requests: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+    lags: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
     began_at: float | None = None
     tick_counts: Counter[Tick] = field(default_factory=Counter)
     late_ticks: int = 0
@@ -67,6 +74,7 @@ class Trace:
     sent_bytes: int = 0
     received_bytes: int = 0
     _sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    _jerks: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=1000))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tick(self, record: TickRecord, skipped: int) -> None:
@@ -82,9 +90,21 @@ class Trace:
         self.metrics.lateness.observe(record.lateness)
         if record.age is not None:
             self.metrics.action_age.observe(record.age)
+        if record.mean_age is not None:
+            self.metrics.action_mean_age.observe(record.mean_age)
+        if record.step is not None:
+            self.metrics.command_step.labels(record.step.where).observe(record.step.size)
+            if record.step.jerk is not None:
+                with self._lock:
+                    self._jerks.append((record.at, record.step.jerk))
         if skipped:
             self.tick_counts[Tick.SKIPPED] += skipped
             self.metrics.ticks.labels(Tick.SKIPPED).inc(skipped)
+
+    def lagged(self, at: float, distance: float) -> None:
+        """A joint was seen to be so far from its command, in robot units: the one that is farthest."""
+        self.lags.append((at, distance))
+        self.metrics.command_lag.observe(distance)
 
     def sent(self, at: float) -> None:
         """An observation goes to the service."""
@@ -129,6 +149,12 @@ class Trace:
         """The recorder has so many frames that are not saved yet."""
         self.unsaved_frames = unsaved_frames
         self.metrics.recording_unsaved.set(unsaved_frames)
+
+    def jerk(self, now: float) -> float:
+        """Returns the root mean square jerk of the commands over the last RATE_WINDOW seconds, robot units/s³."""
+        with self._lock:
+            jerks = [jerk for at, jerk in self._jerks if now - at <= RATE_WINDOW]
+        return math.sqrt(sum(jerk**2 for jerk in jerks) / len(jerks)) if jerks else 0.0
 
     def observation_fps(self, now: float) -> float:
         """Returns the observations sent per second over the last RATE_WINDOW seconds."""

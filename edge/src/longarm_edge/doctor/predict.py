@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longarm_edge.action_queue import AGGREGATE_FUNCTIONS, ActionChunk, ActionQueue
+from longarm_edge.action_queue import ActionChunk, ActionQueue
 from longarm_edge.replan import Replan, Replanner, RoundTrips
 
 # Long enough that the start does not matter
@@ -76,7 +76,7 @@ class Prediction:
 def predict(costs: Costs, plan: Plan) -> Prediction:
     """Returns what a run with plan will be like where things cost what was measured."""
     rng = np.random.default_rng(0)
-    queue = ActionQueue(AGGREGATE_FUNCTIONS["latest_only"], plan.max_action_age)
+    queue = ActionQueue(plan.max_action_age)
     replanner = Replanner(plan.replan, plan.chunk_size_threshold, plan.fps, least_depth=plan.horizon)
     trips = RoundTrips()
     chunk = np.zeros((plan.actions_per_chunk, 1), np.float32)
