@@ -1,5 +1,6 @@
 """What gets in: requests of a sane size and shape, at a sane pace, from callers that send them."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from tests.service.test_waiting import reason_of
 
 from longarm.policy.v1 import policy_service_pb2 as pb
 from longarm.policy.v1 import policy_service_pb2_grpc as pb_grpc
-from longarm_service import gate
+from longarm_service import app, gate
 from longarm_service.app import SERVICE_NAME
 from longarm_wire import limits
 from longarm_wire.errors import Reason
@@ -244,6 +245,18 @@ def test_there_are_so_many_connections(serve: Serve, monkeypatch: pytest.MonkeyP
     assert service.stub.GetServiceInfo(pb.GetServiceInfoRequest(), timeout=PATIENCE_SECONDS).service_version
     for connection in connections:
         connection.socket.close()
+
+
+def test_a_connection_that_falls_silent_makes_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop that went to another network leaves one behind. They took all room, for hours."""
+    quick = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 500}
+    assert quick.keys() <= dict(app.CHANNEL_OPTIONS).keys()
+    monkeypatch.setattr(app, "CHANNEL_OPTIONS", tuple((dict(app.CHANNEL_OPTIONS) | quick).items()))
+    with http2.Connection(serve().service.port) as silent:
+        silent.socket.settimeout(PATIENCE_SECONDS)
+        with contextlib.suppress(ConnectionError):
+            while silent.socket.recv(1 << 16):
+                pass
 
 
 def test_a_connection_has_so_many_calls_at_a_time(serve: Serve, loader: FakeLoader, another_channel: Dial) -> None:

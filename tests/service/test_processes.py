@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,19 @@ def test_a_policy_that_breaks_is_ended_and_loaded_anew(service: RunningService, 
     assert pid_of(service) != before
     assert service.metric("policies_loaded") == 2
     assert service.metric("sessions") == 2
+
+
+def test_who_comes_while_a_prediction_takes_long_waits_for_it(service: RunningService, monkeypatch) -> None:
+    """It was taken for a process that hangs: whoever opened a session ended the policy of everybody else."""
+    monkeypatch.setattr("longarm_service.process_loader.CALL_SECONDS", 0.2)
+    session = open_session(service.stub)
+    before = pid_of(service)
+    with ThreadPoolExecutor(1) as other:
+        long = other.submit(predict, service, session, task="take long")
+        time.sleep(0.3)
+        predict(service, open_session(service.stub))
+        long.result(PATIENCE_SECONDS)
+    assert pid_of(service) == before
 
 
 def test_a_preloaded_policy_that_breaks_is_loaded_anew_by_itself(serve: Serve, far: KeptLoader) -> None:

@@ -56,6 +56,9 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     # Whatever the pace: a robot whose connection is closed for "too many pings" stands still
     ("grpc.http2.max_ping_strikes", 0),
+    # A laptop that went elsewhere leaves a connection behind that nobody closes, and there is room for so many
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
 )
 
 

@@ -88,6 +88,7 @@ class PolicyProcess:
             return self._ask(call, timeout_seconds, on_progress, arguments)
         except TimeoutError:
             self.end(f"Its process hung: it said nothing for {timeout_seconds:g} s, and was ended.")
+            logger.error("a policy is gone. %s", self.fate)
             raise ProcessEndedError(self.fate) from None
 
     def memory(self) -> list[DeviceMemory]:

@@ -31,7 +31,7 @@ from longarm_wire.errors import Reason, WireError
 from longarm_wire.specs import PolicySpec
 
 LEROBOT_LOADER = "longarm_service.lerobot_loader:LerobotLoader"
-# For what takes a policy's process a moment
+# For what takes a policy's process a moment, once it is at it: a prediction that is under way comes first
 CALL_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,8 @@ class ProcessPolicy(ServedPolicy):
 
     def open_processors(self, action_names: Sequence[str] = ()) -> "RemoteProcessors":
         """Lets the process make some; see ServedPolicy."""
-        return RemoteProcessors(self._process, self._call("open", CALL_SECONDS, action_names=action_names))
+        number = self._call("open", self._timeout_seconds + CALL_SECONDS, action_names=action_names)
+        return RemoteProcessors(self._process, number)
 
     def answer(self, orders: Sequence[Order], on_forward: Callable[[int], object]) -> list[Answer | Exception]:
         """Sends orders there; see ServedPolicy. A process that takes too long is ended."""
@@ -211,7 +212,7 @@ class ProcessPolicy(ServedPolicy):
     def is_current(self) -> bool:
         """See PolicyLoader.is_current."""
         try:
-            return bool(self._process.call("is_current", CALL_SECONDS))
+            return bool(self._process.call("is_current", self._timeout_seconds + CALL_SECONDS))
         except ProcessEndedError:
             return False
 

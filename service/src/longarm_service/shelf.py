@@ -249,7 +249,8 @@ class PolicyShelf:
         if entry is None or entry.policy is None:
             return
         if not await asyncio.to_thread(loader.is_current, entry.policy):
-            logger.info("%s changed on disk and is loaded again", choice.pretrained_name_or_path)
+            why = "is gone" if entry.policy.failure is not None else "changed on disk"
+            logger.info("%s %s and is loaded again", choice.pretrained_name_or_path, why)
             if self._entries.get(choice) is entry:
                 self._forget(choice)
 
