@@ -249,7 +249,7 @@ def test_there_are_so_many_connections(serve: Serve, monkeypatch: pytest.MonkeyP
 
 def test_a_connection_that_falls_silent_makes_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A laptop that went to another network leaves one behind. They took all room, for hours."""
-    quick = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 500}
+    quick = {"grpc.keepalive_time_ms": 1000, "grpc.http2.ping_timeout_ms": 500}
     assert quick.keys() <= dict(app.CHANNEL_OPTIONS).keys()
     monkeypatch.setattr(app, "CHANNEL_OPTIONS", tuple((dict(app.CHANNEL_OPTIONS) | quick).items()))
     with http2.Connection(serve().service.port) as silent:

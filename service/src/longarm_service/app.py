@@ -58,7 +58,7 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.max_ping_strikes", 0),
     # A laptop that went elsewhere leaves a connection behind that nobody closes, and there is room for so many
     ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
 )
 
 
