@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from longarm_edge.action_queue import ActionChunk, ActionQueue, Drop
 from longarm_edge.control import ControlLoop
+from longarm_edge.merging import fade
 from longarm_edge.metrics import EdgeMetrics, Tick
 from longarm_edge.motion import Motion
 from longarm_edge.settings import IdleRule, SafetySettings, StopRule
@@ -98,6 +99,27 @@ def test_easing_in_keeps_to_the_bounds(clock, robot) -> None:
     assert sent[:, 0].max() == 5
     assert np.abs(np.diff(sent, axis=0)).max() <= 1
     assert sent[-1, 1] > 30, "and comes there"
+
+
+def test_an_arm_that_is_eased_in_heeds_the_newest_chunk(clock, robot) -> None:
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS)
+    loop.queue.merging = fade(3.0)
+    fill(loop, clock, 50, value=100)
+    loop.run(5)
+    loop.queue.merge(ActionChunk(0, 0, 2, 0, clock.now(), np.full((50, 3), -60, np.float32)), clock.now())
+    loop.run(60)
+    path = np.array([0, *(command[0] for _, command in robot.sent)])
+    assert path.max() == 15
+    assert path[-1] == -60
+    assert np.abs(np.diff(path)).max() <= 3 + 1e-4
+
+
+def test_a_joint_that_is_found_outside_its_limits_is_eased_in_to_them(clock, robot) -> None:
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS, joint_limits={robot.spec.action_names[0]: (-45, 45)})
+    loop.last_command = np.array([110, 0, 0], np.float32)
+    fill(loop, clock, 50, value=0)
+    loop.run(3)
+    assert [command[0] for _, command in robot.sent] == [107, 104, 101]
 
 
 def test_one_late_wake_up_does_not_delay_the_next_tick(clock, robot) -> None:

@@ -70,6 +70,32 @@ def test_an_arm_that_stood_begins_with_the_chunk_as_it_is() -> None:
     np.testing.assert_array_equal(executed(queue, 20), ramp(7, 1)[:20])
 
 
+@pytest.mark.parametrize("merging", [fade(TAU), temporal_ensemble(0.01)], ids=["fade", "temporal_ensemble"])
+def test_an_arm_that_stands_has_one_opinion_to_follow(merging: Merge) -> None:
+    """While it was eased in, the plan stood: it went the whole way to what the first of many chunks had said."""
+    queue = ActionQueue(10.0, merging)
+    for number in range(1, 11):
+        queue.merge(ActionChunk(0, 0, number, 0, 0.0, ramp(100, 0)), 0.0)
+    queue.merge(ActionChunk(0, 0, 11, 0, 0.0, ramp(-60, 0)), 0.0)
+    assert not queue.outlook().is_under_way
+    np.testing.assert_array_equal(executed(queue, 20), ramp(-60, 0)[:20])
+
+
+@pytest.mark.parametrize("fps", [10, 30, 100, 200])
+def test_a_fade_never_goes_beyond_what_was_said(fps: int) -> None:
+    """Plans that jump, as of a gripper: the jump was taken for a speed, and carried on by ten times as much."""
+    old, new = (np.repeat([[0.0], [40.0]], [opens, 60 - opens], axis=0).astype(np.float32) for opens in (10, 11))
+    path = merged(fade(0.1 * fps), old, new, after=11, late=0)
+    assert 0 <= path.min() <= path.max() <= 40
+
+
+def test_a_chunk_that_comes_as_the_queue_runs_dry_fades_too() -> None:
+    """A tick later the arm would have stood; a tick before, something would have been left. Here it leapt by 60."""
+    path = merged(fade(TAU), ramp(0, 1, 10), ramp(69, 1), after=10, late=0)[:, 0]
+    assert np.abs(np.diff(path)).max() < 60 / TAU
+    np.testing.assert_allclose(path[-10:], ramp(69, 1)[-10:, 0], atol=0.1)
+
+
 def test_one_action_is_a_chunk_too() -> None:
     values = [merged(fade(TAU), ramp(0, 1), ramp(5, 0, 1), after=3, late=0)[3, 0]]
     assert values == [3]
@@ -99,8 +125,9 @@ def test_what_is_not_to_be_blended_is_the_newest_chunks(merging: Merge) -> None:
 def test_a_blend_is_as_old_as_its_parts(merging: Merge, ages: list[float]) -> None:
     """A blend that looked as fresh as its newest part would look fresher than it acts."""
     queue = ActionQueue(10.0, merging)
-    for number, captured_at in enumerate((0.0, 1.0), 1):
-        queue.merge(ActionChunk(0, 0, number, 0, captured_at, ramp(number, 1, 3)), 2.0)
+    queue.merge(ActionChunk(0, 0, 1, 0, 0.0, ramp(1, 1, 4)), 2.0)
+    queue.take(2.0)
+    queue.merge(ActionChunk(0, 0, 2, 1, 1.0, ramp(2, 1, 3)), 2.0)
     coming = queue.outlook().coming
     assert [2 - action.mean_captured_at for action in coming] == pytest.approx(ages)
     assert {2 - action.captured_at for action in coming} == {1}, "the newest part"

@@ -80,12 +80,14 @@ class Outlook:
       episode: The episode.
       step: The next step.
       coming: The actions for step and the steps after it.
+      is_under_way: Whether the arm executes the plan; else it stands, or is on its way to where the plan begins.
     """
 
     epoch: int
     episode: int
     step: int
     coming: tuple[QueuedAction, ...]
+    is_under_way: bool
 
 
 class ActionQueue:
@@ -240,7 +242,7 @@ class ActionQueue:
     def outlook(self) -> Outlook:
         """Returns where the queue stands."""
         with self._lock:
-            return Outlook(self._epoch, self._episode, self._next_step, tuple(self._coming))
+            return Outlook(self._epoch, self._episode, self._next_step, tuple(self._coming), self._executed is not None)
 
     def depth(self) -> int:
         """Returns the actions left."""

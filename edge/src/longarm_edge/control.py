@@ -129,13 +129,17 @@ class ControlLoop:
         """Returns how the tick ended, and its action."""
         now = self.clock.now()
         self.next_tick = tick + 1
-        if self._stands and self._eased_in(now):
+        if self._stands and (coming := self.queue.peek(now)) is not None and self._eased_in(coming, self.next_step):
+            # The plan's time stands still meanwhile: a fresh chunk begins where the arm is by then
             return Tick.EASED, None
         action, expired = self.queue.take(now)
-        self._stands = action is None
         if action is None:
+            self._stands = True
             self._idle()
             return (Tick.STALE if expired else Tick.IDLE), None
+        if self._stands and self._eased_in(action, action.step + 1):  # of a chunk that has just come
+            return Tick.EASED, None
+        self._stands = False
         command, clamped = self.motion.guard.clamp(action.values, self.last_command)
         if not self._send(command, action.step + 1):
             return Tick.IDLE, None
@@ -172,23 +176,18 @@ class ControlLoop:
         silent = 0.0 if last is None else now - last
         return silent if silent > max(STUCK_SECONDS, STUCK_PERIODS / self.fps) else 0.0
 
-    def _eased_in(self, now: float) -> bool:
-        """Sends the arm on towards the next action, and returns whether that was too far away to be executed.
-
-        The plan's time stands still meanwhile: a fresh chunk begins where the arm is by then.
-        """
-        action = self.queue.peek(now)
-        speed = self.motion.safety.ease_in_speed
-        if action is None or speed is None:
+    def _eased_in(self, action: QueuedAction, next_step: int) -> bool:
+        """Sends the arm on towards action, and returns whether that was too far away to be executed."""
+        guard, kinds, speed = self.motion.guard, self.motion.kinds, self.motion.safety.ease_in_speed
+        if speed is None:
             return False
-        largest = np.where(self.motion.kinds.is_velocity, np.inf, speed / self.fps)
-        target, _ = self.motion.guard.clamp(action.values, np.full_like(action.values, np.nan))
+        largest = np.where(kinds.is_velocity, np.inf, np.minimum(speed / self.fps, guard.max_step))
+        target = np.clip(action.values, guard.lower, guard.upper)
         command = approach(target, self.last_command, largest)
         if command is None:
             return False
         # What drives waits until the arm is there
-        command, _ = self.motion.guard.clamp(self.motion.kinds.halted(command), self.last_command)
-        self._send(command, self.next_step)
+        self._send(kinds.halted(command), next_step)
         return True
 
     def _idle(self) -> None:

@@ -86,6 +86,9 @@ def temporal_ensemble(coefficient: float) -> Merge:
     """
 
     def merge(seam: Seam) -> Merged:
+        if seam.executed is None:
+            # An arm that stands has one opinion to follow, however often it was told one meanwhile
+            return latest_only(seam)
         both = min(len(seam.old), len(seam.new))
         growth = math.exp(min(coefficient * seam.steps_between, MAX_EXPONENT))
         shares = np.ones(len(seam.new))
@@ -110,18 +113,22 @@ def fade(steps: float) -> Merge:
     """
 
     def merge(seam: Seam) -> Merged:
-        if not len(seam.old):
+        if seam.executed is None:
+            # Nothing is interrupted
             return latest_only(seam)
-        offset = seam.old[0] - seam.new[0]
-        before = offset
-        if seam.executed is not None and seam.new_before is not None:
-            before = seam.executed - seam.new_before
-        elif seam.executed is not None and len(seam.new) > 1:
+        # Where nothing is left of the old plan the arm is about to stand
+        coming = seam.old if len(seam.old) else seam.executed[None]
+        offset = coming[0] - seam.new[0]
+        before = seam.new_before
+        if before is None:
             # It begins at the next step, and would have come from where it goes on to
-            before = seam.executed - (2 * seam.new[0] - seam.new[1])
+            before = 2 * seam.new[0] - seam.new[1] if len(seam.new) > 1 else seam.new[0]
         after, rate = np.arange(len(seam.new))[:, None], math.exp(-1 / steps)
         decay = rate**after
-        values = seam.new + (offset + (offset - rate * before) * after) * decay
+        values = seam.new + (offset + (offset - rate * (seam.executed - before)) * after) * decay
+        # A speed that is that of a jump would carry on beyond what any chunk has said
+        told = np.concatenate([seam.executed[None], coming, seam.new])
+        values = np.clip(values, told.min(axis=0), told.max(axis=0))
         return Merged(values.astype(np.float32), 1 - ((1 + (1 - rate) * after) * decay)[:, 0])
 
     return merge

@@ -210,7 +210,8 @@ class Planner:
             return
         # What went out before the motors were read is behind the observation
         coming = outlook.coming[max(0, reading.step - outlook.step) :]
-        prefix = self.rtc.prefix(coming, p95) if self.rtc is not None else None
+        # A plan that nobody executes is none to follow
+        prefix = self.rtc.prefix(coming, p95) if self.rtc is not None and outlook.is_under_way else None
         answer = self._predict(reading, outlook.episode, reading.step, prefix)
         if answer is None or self._stopping.is_set():
             return

@@ -58,8 +58,9 @@ class SafetySettings(BaseModel):
     max_step: Positive | dict[str, Positive] | None = None
     """Largest change of a command per tick, in robot units: one number, or JSON by action name. Unset: no bound."""
     ease_in_speed: Positive | None = 60.0
-    """Largest speed, in robot units (degrees or percent, say) per second, at which a joint goes to the first action of
-    an arm that stood: at the start, and after every standstill. Unset: it goes there at once."""
+    """Largest speed, in robot units per second, at which a joint goes to the first action of an arm that stood: at the
+    start, and after every standstill. For joints in degrees or percent; a robot that counts in radians or metres wants
+    a smaller one. Unset: it goes there at once."""
     joint_limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Lowest and highest command by action name, as JSON: {"gripper.pos": [5, 95]}."""
     when_idle: IdleRule = IdleRule.HOLD
