@@ -115,12 +115,11 @@ class SessionTable:
     def _idle(self, seconds: float) -> list[tuple[str, float]]:
         """Returns the sessions idle for so long, and for how long each. One that waits for an answer is not idle."""
         now = self._clock()
-        idle = [
+        return [
             (session_id, now - used)
             for session_id, used in self._last_used.items()
-            if not self._sessions[session_id].unanswered
+            if now - used >= seconds and not self._sessions[session_id].unanswered
         ]
-        return [(session_id, since) for session_id, since in idle if since >= seconds]
 
     def use(self, session_id: str, peer: str) -> Session:
         """Returns the session, which is used over the connection peer, and counts as a sign of life.
