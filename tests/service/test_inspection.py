@@ -78,6 +78,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         ({"input_features": {"a": FEATURE | {"shape": [6.0]}}}, "'a'"),
         ({"input_features": {"a": FEATURE | {"shape": [True]}}}, "'a'"),
         ({"input_features": {"a": FEATURE | {"shape": [-1]}}}, "'a'"),
+        ({"input_features": {"a": {"type": "VISUAL", "shape": [3, 0, 0]}}}, "'a'"),
         ({"input_features": {"a": FEATURE | {"shape": [3, 10**6, 10**6]}}}, "together"),
         ({"output_features": {"action": FEATURE | {"shape": [10**12]}}}, "together"),
         ({"input_features": {f"state {i}": FEATURE for i in range(101)}}, "at most 100"),

@@ -16,6 +16,7 @@ from tests.service.conftest import Serve
 from tests.service.fakes import (
     CHUNK_SIZE,
     PATIENCE_SECONDS,
+    Clock,
     FakeLoader,
     FakePolicy,
     RunningService,
@@ -26,7 +27,7 @@ from tests.service.fakes import (
 )
 
 from longarm.policy.v1 import policy_service_pb2 as pb
-from longarm_service.app import SERVICE_NAME, StartupError
+from longarm_service.app import RETRY_SECONDS, SERVICE_NAME, StartupError
 from longarm_service.policy import PolicyChoice, Report
 from longarm_wire.errors import Reason, WireError
 
@@ -97,30 +98,52 @@ def test_says_what_it_is(serve: Serve) -> None:
     assert [policy.pretrained_name_or_path for policy in info.loaded_policies] == ["house"]
 
 
-class OnceLoader(FakeLoader):
-    """Loads once: then what lies in the directory is broken."""
+class BrokenLoader(FakeLoader):
+    """Loads what lies in the directory unless that is broken."""
+
+    broken = False
 
     def load(self, choice: PolicyChoice, report: Report) -> FakePolicy:
-        if self.loads:
+        if self.broken:
+            self.loads.append(choice)
             raise WireError(Reason.POLICY_LOAD_FAILED, "broken by now")
         return super().load(choice, report)
 
 
-def test_a_preloaded_policy_that_is_broken_on_disk_ends_nobody(serve: Serve) -> None:
+def test_a_preloaded_policy_that_is_broken_on_disk_ends_nobody_and_comes_back(serve: Serve) -> None:
     """Who copies a new checkpoint over it in the middle of a day must not stop the robots that run."""
-    loader = OnceLoader()
-    service = serve(lambda: loader, preload=("policy",))
+    loader, clock = BrokenLoader(), Clock()
+    service = serve(lambda: loader, preload=("policy",), max_loaded_policies=1, clock=clock)
     wait_for_health(service, SERVING)
     running = open_session(service.stub)
     loader.outdated.add("policy")
+    loader.broken = True
     with failing(Reason.POLICY_LOAD_FAILED, "broken by now"):
         open_session(service.stub)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while service.service._preloaded:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def wait_for_attempt(number: int) -> None:
+        """Waits until a load has failed, and is to be tried again later."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while service.service._preloaded["policy"] != clock.now + RETRY_SECONDS:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert len(loader.loads) == number
+
+    # For the robot, and for those to come; then from time to time
+    wait_for_attempt(3)
     assert health(service) == SERVING
     assert service.stub.PredictChunk(observation(running)).step_count == CHUNK_SIZE
+    clock.now += RETRY_SECONDS
+    wait_for_attempt(4)
+    while loader.entered.acquire(blocking=False):
+        pass
+    loader.broken = False
+    clock.now += RETRY_SECONDS
+    loader.wait_until_loading()
+    # Nobody drives it out
+    with failing(Reason.TOO_MANY_SESSIONS, "preloaded"):
+        open_session(service.stub, "another")
+    assert health(service) == SERVING
 
 
 def test_a_watcher_of_health_hears_of_changes_alone(serve: Serve) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from tests.service.conftest import Serve
 from tests.service.fakes import (
@@ -19,6 +20,7 @@ from tests.service.fakes import (
     WIDTH,
     Clock,
     FakeLoader,
+    FakeProcessors,
     RunningService,
     failing,
     fake_spec,
@@ -377,6 +379,75 @@ def test_where_there_is_no_room_the_session_idle_for_longest_makes_some(serve: S
         open_session(service.stub)
     for session in (used, one, other):
         assert service.stub.PredictChunk(observation(session, sequence=stay.sequence + 1)).step_count
+
+
+def test_a_session_whose_prediction_runs_neither_makes_room_nor_expires(serve: Serve, loader: FakeLoader) -> None:
+    """A prediction may take longer than sessions may be idle, and its robot waits for it."""
+    clock = Clock()
+    service = serve(max_session_count=1, session_idle_timeout=60.0, obs_queue_timeout=1e6, clock=clock)
+    session = open_session(service.stub)
+    policy = loader.policies["policy"]
+    policy.gate.clear()
+    running = service.stub.PredictChunk.future(observation(session))
+    policy.wait_until_predicting()
+    clock.now += 100
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub)
+    policy.gate.set()
+    assert running.result(PATIENCE_SECONDS).step_count
+    # Idle from its answer on
+    clock.now += 29
+    with failing(Reason.TOO_MANY_SESSIONS):
+        open_session(service.stub)
+    clock.now += 1
+    assert open_session(service.stub).session_id
+
+
+def test_what_a_session_asked_before_it_was_closed_is_answered(serve: Serve, loader: FakeLoader) -> None:
+    """The last session of a policy takes the policy's thread with it."""
+    service = serve(obs_queue_timeout=PATIENCE_SECONDS)
+    session = open_session(service.stub)
+    policy = loader.policies["policy"]
+    policy.gate.clear()
+    running = service.stub.PredictChunk.future(observation(session), timeout=PATIENCE_SECONDS)
+    policy.wait_until_predicting()
+    waiting = service.stub.PredictChunk.future(observation(session, sequence=2), timeout=PATIENCE_SECONDS)
+    while service.stub.GetServiceInfo(pb.GetServiceInfoRequest()).waiting_count != 1:
+        time.sleep(0.005)
+    loader.outdated.add("policy")
+    open_session(service.stub)
+    service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    for call in (running, waiting):
+        with failing(Reason.SESSION_UNKNOWN, "closed"):
+            call.result()
+    policy.gate.set()
+
+
+def test_a_session_closed_while_its_frames_are_decoded_asks_no_policy(
+    serve: Serve, loader: FakeLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its policy may be gone by then, and would get a thread that nobody ends."""
+    decoding, closed = threading.Event(), threading.Event()
+
+    def prepare_frame(_: FakeProcessors, _key: str, frame: np.ndarray) -> np.ndarray:
+        decoding.set()
+        assert closed.wait(PATIENCE_SECONDS)
+        return frame
+
+    monkeypatch.setattr(FakeProcessors, "prepare_frame", prepare_frame)
+    service = serve(obs_queue_timeout=PATIENCE_SECONDS)
+    session = open_session(service.stub)
+    policy = loader.policies["policy"]
+    call = service.stub.PredictChunk.future(observation(session), timeout=PATIENCE_SECONDS)
+    assert decoding.wait(PATIENCE_SECONDS)
+    loader.outdated.add("policy")
+    open_session(service.stub)
+    service.stub.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    closed.set()
+    with failing(Reason.SESSION_UNKNOWN, "closed"):
+        call.result()
+    assert not policy.tasks
+    assert not service.service._workers._workers
 
 
 def test_no_more_sessions_are_being_opened_than_there_may_be(serve: Serve, loader: FakeLoader) -> None:

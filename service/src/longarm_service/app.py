@@ -39,6 +39,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LOOK_AFTER_SECONDS = 1.0
 FAREWELL_SECONDS = 0.5
+# Between attempts to load anew what is to stay loaded, while its directory holds nothing that loads
+RETRY_SECONDS = 30.0
 # Why a policy does not load now, and may in a moment
 PASSING = (Reason.HUB_UNREACHABLE, Reason.TOO_MANY_SESSIONS)
 
@@ -110,8 +112,8 @@ class Service:
         self._gate = Gate(self._sessions.knows, self.metrics)
         self._health = _Health()
         self._state = "starting"
-        # Nobody who asks for others drives them out
-        self._preloaded: dict[str, Lease] = {}
+        # Nobody who asks for others drives them out. In the place of one that does not load anew: when to try again
+        self._preloaded: dict[str, Lease | float] = {}
         self._failed: asyncio.Future[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -286,11 +288,15 @@ class Service:
         if loader.failure is not None:
             raise StartupError(loader.failure, final=False)
         for name, lease in list(self._preloaded.items()):
-            if any(lease.policy is policy for policy in self._shelf.policies):
+            failed = False
+            if isinstance(lease, Lease):
+                if any(lease.policy is policy for policy in self._shelf.policies):
+                    continue
+                # It failed, or its directory holds another one by now
+                failed = lease.policy.failure is not None
+                lease.release()
+            elif self._clock() < lease:
                 continue
-            # It failed, or its directory holds another one by now
-            failed = lease.policy.failure is not None
-            lease.release()
             if failed:
                 await self._set_state("recovering")
             try:
@@ -301,6 +307,7 @@ class Service:
                 logger.warning("%s is not loaded anew: %s", name, error.message)
                 if failed:
                     return
-                del self._preloaded[name]
+                # Somebody may be in the middle of writing it
+                self._preloaded[name] = self._clock() + RETRY_SECONDS
         if self._state == "recovering":
             await self._set_state("ready")

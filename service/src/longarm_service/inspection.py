@@ -121,6 +121,8 @@ def check_configuration(config: dict[str, Any], name: str) -> None:
                 raise _broken(
                     name, file, f"expected {which} {key!r:.80} to have a shape of whole numbers, found {feature!r:.80}"
                 )
+            if feature.get("type") == "VISUAL" and not all(shape):
+                raise _broken(name, file, f"expected {which} {key!r:.80} to have pixels, found the shape {shape!r:.80}")
             values += math.prod(shape)
     if values > MAX_INPUT_VALUES:
         raise _broken(name, file, f"expected features of at most {MAX_INPUT_VALUES} values together, found {values}")

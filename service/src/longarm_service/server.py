@@ -140,15 +140,20 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer, failures.HasMetrics):
         outcome = "failed"
         try:
             self._refuse_while_draining()
-            session = self._sessions.use(request.session_id, context.peer())
-            requests.check(request, session)
-            # Only then in line for the policy: its thread waits for nobody's frames
-            frames = await self._decoders.run(session.id, requests.decoding(request, session))
-            job = Job(request, session, frames)
-            decoded = time.perf_counter() - arrived
-            worker = self._workers.of(session.lease.policy)
-            prediction, queued = await worker.run(session.id, job, self._company(session), decoded)
-            self._sessions.touch(session)
+            with self._sessions.answering(request.session_id, context.peer()) as session:
+                requests.check(request, session)
+                # Only then in line for the policy: its thread waits for nobody's frames
+                frames = await self._decoders.run(session.id, requests.decoding(request, session))
+                if session.id not in self._sessions:
+                    # Nor for a policy that may be gone with its last session
+                    raise WireError(
+                        Reason.SESSION_UNKNOWN,
+                        "The session was closed while frames of it were decoded. Open a new one.",
+                    )
+                job = Job(request, session, frames)
+                decoded = time.perf_counter() - arrived
+                worker = self._workers.of(session.lease.policy)
+                prediction, queued = await worker.run(session.id, job, self._company(session), decoded)
             if (early := self._settings.inference_latency - (time.perf_counter() - arrived)) > 0:
                 await asyncio.sleep(early)
             response = self._answer(request, session, prediction, queued, time.perf_counter() - arrived)

@@ -1,9 +1,10 @@
 """Open sessions: one robot's use of one loaded policy."""
 
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from longarm_service.line import Clock
@@ -37,6 +38,7 @@ class Session:
       rtc: Settings of real-time chunking; None to not use it.
       episode: Episode of the last prediction. None before the first and after a reset.
       peer: The connection that it was used over last, as gRPC names it.
+      unanswered: Observations that it waits for the answer of.
       id: Cannot be guessed.
       reply_secret: Goes with every answer and with no request. Cannot be guessed.
     """
@@ -51,6 +53,7 @@ class Session:
     rtc: RtcConfig | None = None
     episode: int | None = None
     peer: str = ""
+    unanswered: int = 0
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     reply_secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
 
@@ -107,8 +110,16 @@ class SessionTable:
     def _spared(self) -> str | None:
         """Returns the session idle for longest, if it was for SPARED_SECONDS: a robot that runs asks more often, and
         one whose program died cannot close what it opened."""
-        session_id, used = min(self._last_used.items(), key=lambda item: item[1])
-        return session_id if self._clock() - used >= SPARED_SECONDS else None
+        return max(self._idle(SPARED_SECONDS), key=lambda item: item[1], default=(None, 0.0))[0]
+
+    def _idle(self, seconds: float) -> list[tuple[str, float]]:
+        """Returns the sessions idle for so long, and for how long each. One that waits for an answer is not idle."""
+        now = self._clock()
+        return [
+            (session_id, now - used)
+            for session_id, used in self._last_used.items()
+            if now - used >= seconds and not self._sessions[session_id].unanswered
+        ]
 
     def use(self, session_id: str, peer: str) -> Session:
         """Returns the session, which is used over the connection peer, and counts as a sign of life.
@@ -131,16 +142,23 @@ class SessionTable:
         session.peer = peer
         return session
 
+    @contextlib.contextmanager
+    def answering(self, session_id: str, peer: str) -> Iterator[Session]:
+        """Gives the session, as use does, which is not idle before the end, however long the answer takes."""
+        session = self.use(session_id, peer)
+        session.unanswered += 1
+        try:
+            yield session
+        finally:
+            session.unanswered -= 1
+            if session.id in self._sessions:
+                self._last_used[session.id] = self._clock()
+
     def sharing(self, session: Session) -> int:
         """Returns how many open sessions use the policy of session in the same way, itself included."""
         return sum(
             other.lease.policy is session.lease.policy and other.rtc == session.rtc for other in self._sessions.values()
         )
-
-    def touch(self, session: Session) -> None:
-        """Counts as a sign of life if session is still open: an answer that took long must not expire it."""
-        if session.id in self._sessions:
-            self._last_used[session.id] = self._clock()
 
     def close(self, session_id: str) -> None:
         """Ends a session. An unknown one is closed already."""
@@ -153,11 +171,9 @@ class SessionTable:
 
     def expire(self) -> None:
         """Closes sessions that were idle for too long."""
-        now = self._clock()
-        for session_id, used in list(self._last_used.items()):
-            if now - used >= self._idle_timeout_seconds:
-                logger.info("session %s… was idle for %g s and is closed", session_id[:6], now - used)
-                self.close(session_id)
+        for session_id, seconds in self._idle(self._idle_timeout_seconds):
+            logger.info("session %s… was idle for %g s and is closed", session_id[:6], seconds)
+            self.close(session_id)
 
 
 def composed_renames(saved: Mapping[str, str], asked: Mapping[str, str], robot: RobotSpec) -> dict[str, str]:

@@ -89,7 +89,8 @@ class Worker[Q, R]:
           waited: Seconds for which it has waited elsewhere, which count.
 
         Raises:
-          WireError: SUPERSEDED or QUEUE_TIMEOUT. Beyond that the failure that work returned for it.
+          WireError: SUPERSEDED or QUEUE_TIMEOUT; SESSION_UNKNOWN if the worker is closed meanwhile. Beyond that the
+            failure that work returned for it.
         """
         loop = asyncio.get_running_loop()
         ticket: _Ticket[Q, R] = _Ticket(job, company, loop.create_future(), loop.create_future())
@@ -110,9 +111,11 @@ class Worker[Q, R]:
         return result, taken - arrived
 
     def close(self) -> None:
-        """Drops what waits, and ends the thread when what runs is done."""
+        """Refuses what waits and what runs, and ends the thread when that is done. Nothing can be run any more."""
         self._dispatcher.cancel()
         self._thread.close()
+        for place in self._line.places:
+            _settle(place.item.done, _closed())
 
     async def _dispatch(self) -> None:
         while True:
@@ -126,13 +129,15 @@ class Worker[Q, R]:
             for ticket in tickets:
                 ticket.taken.set_result(self._clock())
             jobs = [ticket.job for ticket in tickets]
-            outcomes: Sequence[R | Exception]
+            # Of a worker that is closed meanwhile: everybody who waits here must hear something
+            outcomes: Sequence[R | Exception] = [_closed() for _ in jobs]
             try:
                 outcomes = await self._thread.run(functools.partial(self._work, jobs))
             except Exception as error:  # noqa: BLE001 - it is the callers', who wait for it
                 outcomes = [error] * len(jobs)
-            for ticket, outcome in zip(tickets, outcomes, strict=True):
-                _settle(ticket.done, outcome)
+            finally:
+                for ticket, outcome in zip(tickets, outcomes, strict=True):
+                    _settle(ticket.done, outcome)
 
     async def _gather(self) -> None:
         """Waits for those that the first in line may be done together with, as long as that may be worth it."""
@@ -191,7 +196,7 @@ class Workers[Q, R]:
         return any(worker.busy for worker in self._workers.values())
 
     def of(self, policy: object) -> Worker[Q, R]:
-        """Returns the worker of policy, which it has until retired."""
+        """Returns the worker of policy, which it has until retired. Only for a policy that is in use."""
         if id(policy) not in self._workers:
             self._workers[id(policy)] = self._make_worker()
         return self._workers[id(policy)]
@@ -210,6 +215,12 @@ class Workers[Q, R]:
 
 def _together[Q, R](company: Company, ticket: _Ticket[Q, R]) -> bool:
     return ticket.company is not None and ticket.company.group == company.group
+
+
+def _closed() -> WireError:
+    return WireError(
+        Reason.SESSION_UNKNOWN, "The session was closed before its observation was answered. Open a new one."
+    )
 
 
 def _refuse[Q, R](ticket: _Ticket[Q, R], reason: Reason, message: str) -> None:
