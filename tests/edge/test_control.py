@@ -114,6 +114,17 @@ def test_an_arm_that_is_eased_in_heeds_the_newest_chunk(clock, robot) -> None:
     assert np.abs(np.diff(path)).max() <= 3 + 1e-4
 
 
+def test_a_joint_that_nobody_measures_is_not_eased_in_from_where_it_was_sent_in_vain(clock, robot) -> None:
+    """Behind a silent bus it was sent 10 ahead. Eased in from there, it leapt by most of that."""
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS)
+    fill(loop, clock, 11)
+    loop.run(12)
+    loop.stand_at(np.array([np.nan, 0, 0], np.float32))
+    loop.queue.merge(ActionChunk(0, 0, 2, 11, clock.now(), np.array([[1, 1, 1], [2, 2, 2]], np.float32)), clock.now())
+    loop.run(2)
+    assert [command.tolist() for _, command in robot.sent][11:] == [[1, 1, 1], [2, 2, 2]]
+
+
 def test_a_joint_that_is_found_outside_its_limits_is_eased_in_to_them(clock, robot) -> None:
     loop = make_loop(clock, robot, ease_in_speed=3 * FPS, joint_limits={robot.spec.action_names[0]: (-45, 45)})
     loop.last_command = np.array([110, 0, 0], np.float32)

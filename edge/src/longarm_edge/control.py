@@ -73,9 +73,12 @@ class ControlLoop:
     _cancelled: bool = False
     _unheard_since: float = math.inf
     _stands: bool = True
+    # Joints whose last commands may never have reached them
+    _lost: np.ndarray = field(init=False)
     _smoothness: Smoothness = field(init=False)
 
     def __post_init__(self) -> None:
+        self._lost = np.zeros(len(self.last_command), bool)
         self._smoothness = Smoothness(self.motion.kinds.is_velocity, self.fps, self.last_command)
 
     def run(self, max_ticks: int | None = None) -> str:
@@ -169,6 +172,7 @@ class ControlLoop:
         To be called while the queue is empty.
         """
         self.last_command = np.where(np.isnan(pose), self.last_command, pose)
+        self._lost = np.isnan(pose)
 
     def stuck_for(self, now: float) -> float:
         """Returns for how many seconds the robot has kept a tick from ending; 0 while ticks end in time."""
@@ -183,7 +187,8 @@ class ControlLoop:
             return False
         largest = np.where(kinds.is_velocity, np.inf, np.minimum(speed / self.fps, guard.max_step))
         target = np.clip(action.values, guard.lower, guard.upper)
-        command = approach(target, self.last_command, largest)
+        # A joint that nobody measures need not be where it was sent: it goes where the policy says, as at the start
+        command = approach(target, np.where(self._lost, np.nan, self.last_command), largest)
         if command is None:
             return False
         # What drives waits until the arm is there
@@ -220,6 +225,7 @@ class ControlLoop:
             return False
         self._unheard_since = math.inf
         self.last_command = command
+        self._lost = np.zeros_like(self._lost)
         return True
 
 
