@@ -169,7 +169,7 @@ class TestRealTimeChunking:
     @staticmethod
     def coming(steps: int, model: bool = True) -> list[QueuedAction]:
         values = np.arange(steps * 3, dtype=np.float32).reshape(steps, 3)
-        return [QueuedAction(7 + i, v, 0.0, 1, -v[:2] if model else None) for i, v in enumerate(values)]
+        return [QueuedAction(7 + i, v, 0.0, 0.0, 1, -v[:2] if model else None) for i, v in enumerate(values)]
 
     def test_sends_what_is_left_up_to_the_horizon_in_both_spaces(self) -> None:
         prefix = RealTimeChunking(RtcConfig(execution_horizon=4), 30).prefix(self.coming(6), 0.05)
