@@ -113,7 +113,7 @@ def test_a_killed_container_is_left_by_rule_and_started_again(edge) -> None:
     edge.until_streaming()
     docker("kill", edge.name)
     edge.machine.until(lambda: edge.show("NRestarts") == "1", "started again", UNIT)
-    assert "leaving the arm by rule, on_stop=release" in edge.journal()
+    assert "leaving it so now, on_stop=release" in edge.journal()
     assert [event for event in edge.events() if event != "command"][:3] == ["connect", "connect", "disconnect"]
     edge.until_streaming()
 

@@ -191,7 +191,13 @@ class SshFar:
             with lost_connections_named():
                 # Whatever the login shell is, sh reads the rest. Standard input stays open as the sign of life
                 channel.exec_command("sh -s")
-                channel.sendall(text.encode())
+                try:
+                    channel.sendall(text.encode())
+                except OSError:
+                    # What is no shell may have ended before it was told anything: what it said is still to be read
+                    self._transport.join(BREAK_SECONDS)
+                    if not self._transport.is_active():
+                        raise
             yield channel
         finally:
             with lost_connections_named():
