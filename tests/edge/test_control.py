@@ -114,6 +114,29 @@ def test_an_arm_that_is_eased_in_heeds_the_newest_chunk(clock, robot) -> None:
     assert np.abs(np.diff(path)).max() <= 3 + 1e-4
 
 
+def test_an_arm_that_is_not_where_it_was_sent_is_eased_in_from_where_it_is_seen(clock, robot) -> None:
+    """Its bus was silent behind a dead camera, or somebody moved it: eased in from its last command, it leapt there."""
+    loop = make_loop(clock, robot, ease_in_speed=3 * FPS)
+    loop.last_command = np.array([50, 50, 0], np.float32)
+    seen = np.array([-20, -20, 30], np.float32)  # the gripper squeezes something
+    actions = np.array([[-19, -30, 0], [-18, -31, 0]], np.float32)
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), actions, None, seen), clock.now())
+    loop.run(6)
+    sent = [command.tolist() for _, command in robot.sent]
+    assert sent[0] == pytest.approx([-19.7, -23, 0], abs=0.01)
+    assert [command[1] for command in sent] == pytest.approx([-23, -26, -29, -30, -31], abs=0.01)
+    assert {command[2] for command in sent} == {0}
+
+
+def test_max_step_is_from_where_an_arm_that_stood_is_seen(clock, robot) -> None:
+    loop = make_loop(clock, robot, max_step=2)
+    loop.last_command = np.array([50, 50, 0], np.float32)
+    seen = np.array([-20, -20, 0], np.float32)
+    loop.queue.merge(ActionChunk(0, 0, 1, 0, clock.now(), np.full((3, 3), -19, np.float32), None, seen), clock.now())
+    loop.run(2)
+    assert [command.tolist() for _, command in robot.sent] == [[-19, -19, -2], [-19, -19, -4]]
+
+
 def test_a_joint_that_nobody_measures_is_not_eased_in_from_where_it_was_sent_in_vain(clock, robot) -> None:
     """Behind a silent bus it was sent 10 ahead. Eased in from there, it leapt by most of that."""
     loop = make_loop(clock, robot, ease_in_speed=3 * FPS)

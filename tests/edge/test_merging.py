@@ -77,7 +77,6 @@ def test_an_arm_that_stands_has_one_opinion_to_follow(merging: Merge) -> None:
     for number in range(1, 11):
         queue.merge(ActionChunk(0, 0, number, 0, 0.0, ramp(100, 0)), 0.0)
     queue.merge(ActionChunk(0, 0, 11, 0, 0.0, ramp(-60, 0)), 0.0)
-    assert not queue.outlook().is_under_way
     np.testing.assert_array_equal(executed(queue, 20), ramp(-60, 0)[:20])
 
 

@@ -37,6 +37,7 @@ class ActionChunk:
       captured_at: Capture of its observation, seconds on the edge's monotonic clock.
       actions: float32, shape (steps, action_dim), robot units.
       model_actions: The same as the policy made them, float32, shape (steps, model_action_dim). For real-time chunking.
+      seen: Where the arm stands in its observation, shape (action_dim), NaN where nobody measures it; None if unknown.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class ActionChunk:
     captured_at: float
     actions: np.ndarray
     model_actions: np.ndarray | None = None
+    seen: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class QueuedAction:
       sequence: Request whose reply it came with.
       model_values: As the policy made it, shape (model_action_dim,). None without real-time chunking.
       weight: That of all chunks behind it, where the newest one's is 1.
+      seen: That of its chunk.
     """
 
     step: int
@@ -69,6 +72,7 @@ class QueuedAction:
     sequence: int
     model_values: np.ndarray | None = None
     weight: float = 1.0
+    seen: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +84,12 @@ class Outlook:
       episode: The episode.
       step: The next step.
       coming: The actions for step and the steps after it.
-      is_under_way: Whether the arm executes the plan; else it stands, or is on its way to where the plan begins.
     """
 
     epoch: int
     episode: int
     step: int
     coming: tuple[QueuedAction, ...]
-    is_under_way: bool
 
 
 class ActionQueue:
@@ -202,6 +204,7 @@ class ActionQueue:
                     sequence=chunk.sequence,
                     model_values=None if chunk.model_actions is None else chunk.model_actions[late + i],
                     weight=1 / share if share else math.inf,
+                    seen=chunk.seen,
                 )
                 for i, share in enumerate(shares)
             )
@@ -242,7 +245,7 @@ class ActionQueue:
     def outlook(self) -> Outlook:
         """Returns where the queue stands."""
         with self._lock:
-            return Outlook(self._epoch, self._episode, self._next_step, tuple(self._coming), self._executed is not None)
+            return Outlook(self._epoch, self._episode, self._next_step, tuple(self._coming))
 
     def depth(self) -> int:
         """Returns the actions left."""

@@ -98,19 +98,21 @@ class Arm:
         if self.loop is not None:
             self.loop.stand_at(again)
 
-    def behind(self, reading: RobotReading) -> float | None:
+    def seen(self, reading: RobotReading) -> np.ndarray | None:
+        """Returns where the arm stands in reading as a command, NaN where nobody measures it; None if it cannot say."""
+        try:
+            return pose_in(reading.state, self._robot.spec, self._motion.kinds)
+        except ConnectionError:  # a state that is no number: the service refuses it, and says so
+            return None
+
+    def behind(self, seen: np.ndarray) -> float | None:
         """Returns how far the joint that is farthest from its command is seen from it, robot units.
 
         None before the first command, and where no joint is measured.
         """
         if self.loop is None or self.loop.first_command is None:
             return None
-        kinds = self._motion.kinds
-        try:
-            seen = pose_in(reading.state, self._robot.spec, kinds)
-        except ConnectionError:  # a state that is no number: the service refuses it, and says so
-            return None
-        apart = np.abs(self.loop.last_command - seen)[~kinds.is_velocity]
+        apart = np.abs(self.loop.last_command - seen)[~self._motion.kinds.is_velocity]
         return float(np.nanmax(apart)) if not np.isnan(apart).all() else None
 
     def leave(self) -> None:

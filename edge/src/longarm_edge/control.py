@@ -183,14 +183,21 @@ class ControlLoop:
     def _eased_in(self, action: QueuedAction, next_step: int) -> bool:
         """Sends the arm on towards action, and returns whether that was too far away to be executed."""
         guard, kinds, speed = self.motion.guard, self.motion.kinds, self.motion.safety.ease_in_speed
+        target = np.clip(action.values, guard.lower, guard.upper)
+        if action.seen is not None:
+            # It need not be where it was sent: the bus was silent, or somebody moved it. What squeezes is not where it
+            # was sent either, and goes on squeezing
+            nearer = np.abs(target - action.seen) < np.abs(target - self.last_command)
+            self.last_command = np.where(nearer, action.seen, self.last_command)
         if speed is None:
             return False
         largest = np.where(kinds.is_velocity, np.inf, np.minimum(speed / self.fps, guard.max_step))
-        target = np.clip(action.values, guard.lower, guard.upper)
-        # A joint that nobody measures need not be where it was sent: it goes where the policy says, as at the start
+        # A joint that nobody measures goes where the policy says, as at the start, and as far as max_step lets it
         command = approach(target, np.where(self._lost, np.nan, self.last_command), largest)
         if command is None:
             return False
+        within = np.clip(command, self.last_command - guard.max_step, self.last_command + guard.max_step)
+        command = np.where(self._lost & ~np.isnan(within), within, command)
         # What drives waits until the arm is there
         self._send(kinds.halted(command), next_step)
         return True

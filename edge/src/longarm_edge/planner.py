@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from longarm_edge.action_queue import ActionChunk, ActionQueue, Drop
 from longarm_edge.answers import SERVER_STAGES, Reply, Session
 from longarm_edge.backoff import Backoff
@@ -60,7 +62,7 @@ class Planner:
       hindrance: Says why nothing may be asked of the service now; nothing if it may.
       found: Told what is seen of an arm that could not be seen for a while, before it is told anything new. Raises if
         that is not to be believed.
-      seen: Told each observation.
+      seen: Told each observation; returns where the arm is seen in it as a command, None where that is not known.
       unseen: How many observations failed, one after another, that were no camera's.
     """
 
@@ -81,7 +83,7 @@ class Planner:
     rtc: RealTimeChunking | None = None
     hindrance: Callable[[], str] = lambda: ""
     found: Callable[[RobotReading], None] = lambda _: None
-    seen: Callable[[RobotReading], None] = lambda _: None
+    seen: Callable[[RobotReading], np.ndarray | None] = lambda _: None
     unseen: int = 0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     first_chunk: threading.Event = field(default_factory=threading.Event)
@@ -194,7 +196,7 @@ class Planner:
             self._not_seen(error)
             return
         self.unseen = 0
-        self.seen(reading)
+        seen = self.seen(reading)
         observed = self.clock.now()
         self.link.observed()
         if reading.captured_at is not None:  # it was shared, and is a little older than this question
@@ -210,8 +212,7 @@ class Planner:
             return
         # What went out before the motors were read is behind the observation
         coming = outlook.coming[max(0, reading.step - outlook.step) :]
-        # A plan that nobody executes is none to follow
-        prefix = self.rtc.prefix(coming, p95) if self.rtc is not None and outlook.is_under_way else None
+        prefix = self.rtc.prefix(coming, p95) if self.rtc is not None else None
         answer = self._predict(reading, outlook.episode, reading.step, prefix)
         if answer is None or self._stopping.is_set():
             return
@@ -230,6 +231,7 @@ class Planner:
             captured_at,
             reply.actions,
             reply.model_actions,
+            seen,
         )
         lost = self.queue.merge(chunk, merging)
         merged = self._rested_since = self.clock.now()

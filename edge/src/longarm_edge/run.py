@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
@@ -400,10 +401,11 @@ class Run:
             seen=lambda reading: self._seen(reading, arm),
         )
 
-    def _seen(self, reading: RobotReading, arm: Arm) -> None:
-        distance = arm.behind(reading)
-        if distance is not None:
+    def _seen(self, reading: RobotReading, arm: Arm) -> np.ndarray | None:
+        seen = arm.seen(reading)
+        if seen is not None and (distance := arm.behind(seen)) is not None:
             self.trace.lagged(self.clock.now(), distance)
+        return seen
 
     def _hindrance(self) -> str:
         """Returns why nothing may be asked of the service now; nothing if it may."""
