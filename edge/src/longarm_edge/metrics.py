@@ -1,7 +1,7 @@
 """The edge's Prometheus metrics. Every label set is closed and exports 0 from the start."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -109,58 +109,63 @@ class EdgeMetrics:
                 metric.labels(value)
             return metric
 
-        self.inference_latency = Histogram(
-            f"{prefix}_inference_latency_seconds",
+        def histogram(
+            name: str,
+            meaning: str,
+            buckets: Sequence[float],
+            label: str | None = None,
+            values: type[StrEnum] | None = None,
+        ) -> Histogram:
+            metric = Histogram(
+                f"{prefix}_{name}", meaning, [label] if label else [], buckets=buckets, registry=registry
+            )
+            for value in values or ():
+                metric.labels(value)
+            return metric
+
+        self.inference_latency = histogram(
+            "inference_latency_seconds",
             "Time from the capture of an observation until its chunk is merged.",
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
+            LATENCY_BUCKETS,
         )
-        self.stages = Histogram(
-            f"{prefix}_stage_duration_seconds",
+        self.stages = histogram(
+            "stage_duration_seconds",
             "Parts of the inference latency.",
-            ["stage"],
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
+            LATENCY_BUCKETS,
+            "stage",
+            Stage,
         )
-        for stage in Stage:
-            self.stages.labels(stage)
         self.observations = counter("observations_total", "Observations by how they ended.", "outcome", Observation)
         self.filtered = counter("observations_filtered_total", "Observations not sent, by reason.", "reason")
         self.filtered.labels("similar")
         self.sent = counter("observations_sent_total", "Observations sent to the service.")
         self.ticks = counter("control_ticks_total", "Ticks of the control loop by how they ended.", "outcome", Tick)
-        self.lateness = Histogram(
-            f"{prefix}_tick_lateness_seconds",
+        self.lateness = histogram(
+            "tick_lateness_seconds",
             "How long after it was due a tick's command went out.",
-            buckets=LATENESS_BUCKETS,
-            registry=registry,
+            LATENESS_BUCKETS,
         )
-        self.action_age = Histogram(
-            f"{prefix}_action_age_seconds",
+        self.action_age = histogram(
+            "action_age_seconds",
             "Time from the capture of the observation behind an action, behind its newest part, to its execution.",
-            buckets=AGE_BUCKETS,
-            registry=registry,
+            AGE_BUCKETS,
         )
-        self.action_mean_age = Histogram(
-            f"{prefix}_action_mean_age_seconds",
+        self.action_mean_age = histogram(
+            "action_mean_age_seconds",
             "The same for all observations behind an action, each weighted with its share.",
-            buckets=AGE_BUCKETS,
-            registry=registry,
+            AGE_BUCKETS,
         )
-        self.command_step = Histogram(
-            f"{prefix}_command_step",
+        self.command_step = histogram(
+            "command_step",
             "Largest change of a joint from one command to the next, robot units, by where in the plan.",
-            ["where"],
-            buckets=STEP_BUCKETS,
-            registry=registry,
+            STEP_BUCKETS,
+            "where",
+            Where,
         )
-        for where in Where:
-            self.command_step.labels(where)
-        self.command_lag = Histogram(
-            f"{prefix}_command_lag",
+        self.command_lag = histogram(
+            "command_lag",
             "How far a joint was seen from its command, the one that is farthest, robot units.",
-            buckets=STEP_BUCKETS,
-            registry=registry,
+            STEP_BUCKETS,
         )
         self.command_jerk = Gauge(
             f"{prefix}_command_jerk",
