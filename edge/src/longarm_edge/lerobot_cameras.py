@@ -83,9 +83,9 @@ class ApartCamera:
     def _await_connected(self) -> None:
         """Returns once it is connected. Raises as its driver did, or TimeoutError, and at once from then on."""
         connecting = self._connecting
-        if connecting is None or self._failure is not None:
-            if self._failure is not None:
-                raise self._failure
+        if self._failure is not None:
+            raise self._failure
+        if connecting is None:
             return
         wait([connecting], CONNECT_SECONDS)
         try:

@@ -29,25 +29,28 @@ class Held:
         Raises:
           ConnectionError: Another program holds one.
         """
-        for port in dict.fromkeys(filter(None, map(_port, parts))):
-            try:
-                # Opening it again is harmless to who has it open, and the driver's own opening is none of ours
-                fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-            except OSError as error:
-                if error.errno == errno.EBUSY:
+        ports: dict[str, int] = {}
+        with ExitStack() as stack:
+            for port in dict.fromkeys(filter(None, map(_port, parts))):
+                try:
+                    # Opening it again is harmless to who has it open, and the driver's own opening is none of ours
+                    fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+                except OSError as error:
+                    if error.errno == errno.EBUSY:
+                        raise _taken(port) from None
+                    continue  # the driver says what is wrong with it
+                stack.callback(os.close, fd)
+                if not os.isatty(fd):
+                    continue
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
                     raise _taken(port) from None
-                continue  # the driver says what is wrong with it
-            self._stack.callback(os.close, fd)
-            if not os.isatty(fd):
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _taken(port) from None
-            # A container has a device file of its own, with locks of its own
-            if _is_closed(fd):
-                raise _taken(port)
-            self._ports[port] = fd
+                # A container has a device file of its own, with locks of its own
+                if _is_closed(fd):
+                    raise _taken(port)
+                ports[port] = fd
+            self._stack, self._ports = stack.pop_all(), ports
 
     def shut(self) -> None:
         """Has the kernel refuse the ports to whoever opens them from now on. For when the driver has opened them.
